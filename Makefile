@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST ?= $(BIN)/python -m pytest
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: .venv/.installed ## make the environment, nothing else
+
+demo: install ## 20 drivers and 25 passengers ride through Jakarta, everything embedded
+	@$(BIN)/nebengjek demo
+
+run: install ## start the server, everything embedded
+	@$(BIN)/nebengjek run
+
+check: install ## format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: install ## every test, embedded and on real servers
+	$(PYTEST)
+
+format: install ## format and fix what can be fixed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: install ## every figure of the README
+	$(BIN)/python -m benchmarks
+
+.PHONY: help install demo run check test format bench

@@ -1,0 +1,76 @@
+"""What a handler is told and what it may say: values shared by modules and the bus."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nebengjek.bus.interface import BusError
+from nebengjek.contracts.message import Event, Query
+
+Handler = Callable[..., Awaitable[None]]
+"""``async def handler(event)`` or ``handler(event, context)``. Return = ack, raise = again with backoff."""
+BatchHandler = Callable[[Sequence[Any]], Awaitable[Sequence[Any] | None]]
+"""``async def handler(events)``; returns the events of the batch that failed (those come again), or None."""
+QueryHandler = Callable[[Any], Awaitable[Any]]
+
+
+class Retry(BusError):
+    """Raised by a handler: again, ``after`` seconds from now."""
+
+    def __init__(self, after: float) -> None:
+        super().__init__(f"again in {after} s")
+        self.after = after
+
+
+class Reject(BusError):
+    """Raised by a handler: this message can never be handled, dead letter now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The envelope of the event that a handler is working on."""
+
+    consumer: str
+    message_id: str
+    """The same at each delivery, also after a replay from the dead letters: the inbox's key."""
+    subject: str
+    stream: str
+    seq: int
+    deliveries: int
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """A durable consumer and its handler; see ``nebengjek.module.on`` and ``on_batch``.
+
+    ``batch``: 0 = one event a call, else up to so many. ``ordered_by``: a field of the event; events with the
+    same value are handled one after the other within this pod. ``timeout``: seconds a handler may take.
+    """
+
+    event: type[Event]
+    handler: Callable[..., Awaitable[Any]]
+    batch: int = 0
+    concurrency: int = 16
+    ordered_by: str | None = None
+    ack_wait: float = 30.0
+    max_deliver: int = 5
+    max_ack_pending: int = 1000
+    timeout: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """A handler that every pod runs, at most once per event, nothing stored."""
+
+    event: type[Event]
+    handler: Handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """A handler that answers a query; one pod of the module's queue group gets each."""
+
+    query: type[Query[Any]]
+    handler: QueryHandler

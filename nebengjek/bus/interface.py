@@ -1,0 +1,580 @@
+"""The port below the bus: JetStream's words as values, and ``Broker``, which exactly two classes implement.
+
+Times and durations are seconds (float); a moment is an aware datetime. Everything carries bytes. Names and
+subjects are checked here, once, before either broker sees them (rules N1-N6 of docs/bus.md).
+"""
+
+import asyncio
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from msgspec import Struct
+
+from nebengjek.contracts.message import InvalidSubject
+from nebengjek.errors import Invalid, NebengJekError, Unavailable
+
+MSG_ID = "Nats-Msg-Id"
+EXPECTED_STREAM = "Nats-Expected-Stream"
+EXPECTED_LAST_SEQ = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_LAST_MSG_ID = "Nats-Expected-Last-Msg-Id"
+MAX_PAYLOAD = 1024 * 1024
+"""Bytes of headers and data together that a publish may have (the server's default)."""
+
+
+# -- errors ------------------------------------------------------------------------------------------------
+
+
+class BusError(NebengJekError):
+    """Base of what the port raises."""
+
+
+class InvalidName(Invalid):
+    """A stream or consumer name that is empty, longer than 255, or has one of ``. * > / \\`` or white space."""
+
+    code = "INVALID_NAME"
+
+
+class InvalidHeader(Invalid):
+    """A header whose key is empty or not a token, or whose value has CR, LF, or white space at its ends."""
+
+    code = "INVALID_HEADER"
+
+
+class MaxPayload(Invalid):
+    """Headers and data are more than the server takes."""
+
+    code = "MAX_PAYLOAD"
+
+
+class NoStream(BusError):
+    """No stream takes this subject."""
+
+
+class ApiError(BusError):
+    """The server refused; ``code`` is its error code (10058 …). The text differs between versions: never compare it."""
+
+    def __init__(self, code: int, description: str = "", *, status: int = 400) -> None:
+        super().__init__(f"{code} {description}".rstrip())
+        self.code = code
+        self.status = status
+        self.description = description
+
+
+class PublishRefused(ApiError):
+    """A publish that the stream did not take: 10054, 10060, 10070, 10071, 10077."""
+
+
+class PublishTimeout(Unavailable):
+    """No answer in time: the message may be stored or not. Publish again with the same id."""
+
+
+class NoResponders(Unavailable):
+    """Nobody serves this subject."""
+
+
+class RequestTimeout(Unavailable):
+    """Somebody serves this subject, but no answer came in time."""
+
+
+class AckTimeout(Unavailable):
+    """A synchronous ack was not confirmed: the message may come again."""
+
+
+class AlreadySettled(BusError):
+    """This delivery was acked, nak'd or termed before."""
+
+
+class Disconnected(Unavailable):
+    """There is no connection to the server."""
+
+
+# -- values ------------------------------------------------------------------------------------------------
+
+
+class Retention(StrEnum):
+    LIMITS = "limits"
+    INTEREST = "interest"
+    WORKQUEUE = "workqueue"
+
+
+class Storage(StrEnum):
+    FILE = "file"
+    MEMORY = "memory"
+
+
+class Discard(StrEnum):
+    OLD = "old"
+    NEW = "new"
+
+
+class Deliver(StrEnum):
+    ALL = "all"
+    LAST = "last"
+    NEW = "new"
+    BY_SEQ = "by_start_sequence"
+    BY_TIME = "by_start_time"
+    LAST_PER_SUBJECT = "last_per_subject"
+
+
+class Ack(StrEnum):
+    EXPLICIT = "explicit"
+    NONE = "none"
+    ALL = "all"
+
+
+class StreamSpec(Struct, frozen=True, kw_only=True):
+    """What a stream should be. Sizes in bytes, -1 = unlimited; ``max_age`` 0 = for ever."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Retention = Retention.LIMITS
+    storage: Storage = Storage.FILE
+    max_age: float = 24 * 3600.0
+    max_bytes: int = 100 * 1024 * 1024
+    max_msgs: int = 1_000_000
+    max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+    max_consumers: int = -1
+    discard: Discard = Discard.OLD
+    discard_new_per_subject: bool = False
+    duplicate_window: float = 300.0
+    replicas: int = 1
+    description: str = ""
+
+
+class ConsumerSpec(Struct, frozen=True, kw_only=True):
+    """What a consumer should be: durable under ``name``, or ephemeral when ``name`` is None."""
+
+    name: str | None = None
+    filters: tuple[str, ...] = ()
+    deliver: Deliver = Deliver.ALL
+    start_seq: int | None = None
+    start_time: datetime | None = None
+    ack: Ack = Ack.EXPLICIT
+    ack_wait: float = 30.0
+    max_deliver: int = 3
+    backoff: tuple[float, ...] = ()
+    max_ack_pending: int = 1000
+    max_waiting: int = 512
+    inactive_threshold: float = 0.0
+    headers_only: bool = False
+    description: str = ""
+
+
+class StreamInfo(Struct, frozen=True, kw_only=True):
+    spec: StreamSpec
+    messages: int
+    bytes: int
+    first_seq: int
+    last_seq: int
+    consumers: int
+    deleted: int = 0
+
+
+class SequencePair(Struct, frozen=True):
+    """``consumer``: deliveries counted by the consumer; ``stream``: the stream's sequence."""
+
+    consumer: int
+    stream: int
+
+
+class ConsumerInfo(Struct, frozen=True, kw_only=True):
+    stream: str
+    name: str
+    spec: ConsumerSpec
+    delivered: SequencePair
+    ack_floor: SequencePair
+    num_pending: int
+    num_ack_pending: int
+    num_redelivered: int
+    num_waiting: int
+    paused_until: datetime | None = None
+
+
+class PubAck(Struct, frozen=True):
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+class StoredMessage(Struct, frozen=True, kw_only=True):
+    """A message as it lies in a stream."""
+
+    stream: str
+    seq: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+    time: datetime
+
+
+class CoreMessage(Struct, frozen=True, kw_only=True):
+    """A message outside every stream: at most once. ``reply``: where an answer goes."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    reply: str | None = None
+
+
+class PullStatus(StrEnum):
+    """Why a batch ended."""
+
+    COMPLETE = "complete"
+    TIMEOUT = "408 request timeout"
+    NO_MESSAGES = "404 no messages"
+    MAX_BYTES = "409 message size exceeds max bytes"
+    MAX_WAITING = "409 exceeded max waiting"
+    CONSUMER_DELETED = "409 consumer deleted"
+    NO_CONSUMER = "503 no consumer"
+    PUSH_BASED = "409 consumer is push based"
+    EXCEEDED = "409 exceeded a limit of the consumer"
+    SILENT = "missed heartbeats"
+    DISCONNECTED = "disconnected"
+
+
+class Delivery(ABC):
+    """One delivery of a message to a consumer. Settle it exactly once; a second time raises AlreadySettled."""
+
+    __slots__ = ("consumer", "consumer_seq", "data", "deliveries", "headers", "pending", "seq", "stream", "subject")
+
+    stream: str
+    consumer: str
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+    seq: int
+    consumer_seq: int
+    deliveries: int
+    """1 on the first delivery."""
+    pending: int
+    """Matching messages after this one that were not delivered yet."""
+
+    @property
+    @abstractmethod
+    def time(self) -> datetime:
+        """When the stream stored it."""
+
+    @abstractmethod
+    async def ack(self) -> None:
+        """Done: never again. Sent, not confirmed."""
+
+    @abstractmethod
+    async def ack_sync(self, timeout: float = 5.0) -> None:
+        """Done, and the server says so. Raises AckTimeout."""
+
+    @abstractmethod
+    async def nak(self, delay: float = 0.0) -> None:
+        """Again, not before ``delay`` seconds from now; 0 is at once."""
+
+    @abstractmethod
+    async def in_progress(self) -> None:
+        """Still at it: the ack wait begins anew. May be said any number of times before settling."""
+
+    @abstractmethod
+    async def term(self, reason: str = "") -> None:
+        """Never again, although it was not handled."""
+
+
+class Batch(Struct, frozen=True):
+    messages: list[Delivery]
+    status: PullStatus
+
+
+class Consumption(ABC):
+    """A running consumer loop's source: pulls ahead, survives the server's return, ends with ``close``."""
+
+    @abstractmethod
+    async def next(self, limit: int) -> Batch:
+        """Wait for at least one message and return up to ``limit`` that are here, or why there are none.
+
+        Statuses without messages: TIMEOUT (idle for the pull's expiry: the consumer is alive), NO_CONSUMER,
+        CONSUMER_DELETED, SILENT, DISCONNECTED. After any of them ``next`` may be called again.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop pulling; what was pulled and not handed out goes back at once."""
+
+    @property
+    @abstractmethod
+    def last_pull(self) -> float:
+        """The broker's clock (``Broker.monotonic``) when the server last answered a pull, in seconds."""
+
+
+class Subscription(ABC):
+    """A core subscription; its callback runs until ``unsubscribe``."""
+
+    @abstractmethod
+    async def unsubscribe(self) -> None: ...
+
+
+CoreHandler = Callable[[CoreMessage], Awaitable[None]]
+Headers = Mapping[str, str]
+
+
+class ConnectionStatus(StrEnum):
+    CONNECTING = "connecting"
+    UP = "up"
+    DOWN = "down"
+    CLOSED = "closed"
+
+
+class Broker(ABC):
+    """One connection to a server that speaks JetStream. Its methods raise Disconnected without a connection."""
+
+    durable: ClassVar[bool]
+    """True: what was acknowledged survives the death of this process."""
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Connect, or begin to: with the server away this returns at once and goes on trying for ever."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Flush what was sent and disconnect. Closing twice is harmless."""
+
+    @property
+    @abstractmethod
+    def status(self) -> ConnectionStatus: ...
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """For people: ``in this process`` or the server's address, without credentials."""
+
+    @abstractmethod
+    async def wait_connected(self) -> None:
+        """Return when the connection is up."""
+
+    @abstractmethod
+    def on_status(self, listener: Callable[[ConnectionStatus], None]) -> None:
+        """Call ``listener`` at each change of the connection."""
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """The clock of this broker, in seconds; only differences mean something."""
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Sleep by that clock."""
+
+    # streams
+
+    @abstractmethod
+    async def create_stream(self, spec: StreamSpec) -> StreamInfo:
+        """Idempotent for an equal spec. Raises ApiError 10058 (exists, other config), 10065 (overlap), 10052."""
+
+    @abstractmethod
+    async def update_stream(self, spec: StreamSpec) -> StreamInfo:
+        """Raises ApiError 10059 (unknown), 10052 (what cannot be changed)."""
+
+    async def ensure_stream(self, spec: StreamSpec) -> StreamInfo:
+        """Create it, or update it to ``spec``."""
+        try:
+            return await self.create_stream(spec)
+        except ApiError as error:
+            if error.code != 10058:
+                raise
+        return await self.update_stream(spec)
+
+    @abstractmethod
+    async def stream_info(self, name: str) -> StreamInfo:
+        """Raises ApiError 10059."""
+
+    @abstractmethod
+    async def streams(self) -> list[StreamInfo]: ...
+
+    @abstractmethod
+    async def delete_stream(self, name: str) -> None: ...
+
+    @abstractmethod
+    async def purge_stream(
+        self, name: str, *, subject: str | None = None, keep: int | None = None, up_to: int | None = None
+    ) -> int:
+        """Remove messages (below ``up_to``), return how many. ``keep`` with ``up_to``: ApiError 10003."""
+
+    @abstractmethod
+    async def get_message(
+        self, stream: str, seq: int | None = None, *, last_by_subject: str | None = None
+    ) -> StoredMessage:
+        """By sequence, or the last of a subject. Raises ApiError 10037 (no message)."""
+
+    @abstractmethod
+    async def delete_message(self, stream: str, seq: int) -> None:
+        """Raises ApiError 10043 (no such sequence)."""
+
+    # consumers
+
+    @abstractmethod
+    async def create_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
+        """Idempotent for an equal spec. Raises ApiError 10148 (exists, other config), 10059, 10099, 10100 …"""
+
+    @abstractmethod
+    async def update_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
+        """Raises ApiError 10149 (unknown), 10012 (what cannot be changed)."""
+
+    async def ensure_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
+        """Create it, or update it to ``spec``."""
+        try:
+            return await self.create_consumer(stream, spec)
+        except ApiError as error:
+            if error.code != 10148:
+                raise
+        return await self.update_consumer(stream, spec)
+
+    @abstractmethod
+    async def consumer_info(self, stream: str, name: str) -> ConsumerInfo:
+        """Raises ApiError 10014 (unknown)."""
+
+    @abstractmethod
+    async def consumers(self, stream: str) -> list[ConsumerInfo]: ...
+
+    @abstractmethod
+    async def delete_consumer(self, stream: str, name: str) -> None: ...
+
+    @abstractmethod
+    async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
+        """Deliver nothing until then; None resumes."""
+
+    # messages
+
+    @abstractmethod
+    def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
+        """Publish to the stream that takes ``subject``, without waiting; the future holds the answer.
+
+        Raises InvalidSubject, InvalidHeader, MaxPayload here; the future raises NoStream, PublishRefused or
+        Disconnected. It may never be done when the connection dies: the caller bounds the wait.
+        """
+
+    @abstractmethod
+    async def settled(self, ack: PubAck) -> None:
+        """Return when the message is safe from the death of this process.
+
+        A durable broker returns at once; a broker in this process when every consumer has settled it.
+        """
+
+    @abstractmethod
+    async def pull(
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        batch: int = 1,
+        expires: float | None = None,
+        no_wait: bool = False,
+        max_bytes: int | None = None,
+        heartbeat: float | None = None,
+    ) -> Batch:
+        """One pull request, collected until it ends. Raises ValueError when heartbeat * 2 > expires."""
+
+    @abstractmethod
+    async def consume(self, stream: str, consumer: str, *, prefetch: int, expires: float = 5.0) -> Consumption:
+        """A source for a loop that holds at most ``prefetch`` messages that were not handed out."""
+
+    # core
+
+    @abstractmethod
+    async def core_publish(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str | None = None
+    ) -> None:
+        """At most once, to whoever listens now."""
+
+    @abstractmethod
+    async def subscribe(self, subject: str, handler: CoreHandler, *, queue: str | None = None) -> Subscription:
+        """Call ``handler`` for each message, one at a time; of a queue group exactly one member gets it."""
+
+    @abstractmethod
+    async def request(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, timeout: float
+    ) -> CoreMessage:
+        """Raises NoResponders (at once) and RequestTimeout."""
+
+
+# -- checks that both brokers share ------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"[!-~]+")
+_NAME = re.compile(r"[^.*>/\\\s]{1,255}")
+_HEADER_KEY = re.compile(r"[!-9;-~]+")
+
+
+def check_subject(subject: str, *, literal: bool = True) -> str:
+    """Rule N1: 1-16 tokens of ASCII 33-126, at most 255 characters; wildcards only as whole tokens in a filter.
+
+    Raises InvalidSubject.
+    """
+    tokens = subject.split(".")
+    if len(subject) > 255 or len(tokens) > 16:
+        raise InvalidSubject(f"{subject[:64]!r} is longer than 255 characters or 16 tokens")
+    for index, part in enumerate(tokens):
+        if not _TOKEN.fullmatch(part):
+            raise InvalidSubject(f"{subject[:64]!r} has an empty token, white space or a non-ASCII character")
+        if "*" in part or ">" in part:
+            if literal:
+                raise InvalidSubject(f"{subject[:64]!r} has a wildcard")
+            if part not in ("*", ">") or (part == ">" and index != len(tokens) - 1):
+                raise InvalidSubject(f"{subject[:64]!r} has a wildcard inside a token, or > before the end")
+    return subject
+
+
+def check_name(name: str) -> str:
+    """Rule N3. Raises InvalidName."""
+    if not _NAME.fullmatch(name):
+        raise InvalidName(f"{name[:64]!r} cannot name a stream or consumer")
+    return name
+
+
+def check_headers(headers: Headers) -> None:
+    """Rule N6. Raises InvalidHeader."""
+    for key, value in headers.items():
+        if not _HEADER_KEY.fullmatch(key):
+            raise InvalidHeader(f"{key[:64]!r} cannot be a header")
+        if value != value.strip() or "\r" in value or "\n" in value:
+            raise InvalidHeader(f"the value of {key} has a line break, or white space at an end")
+
+
+def header_block_size(headers: Headers) -> int:
+    """Bytes of the header block on the wire: ``NATS/1.0`` line, ``key: value`` lines, an empty line; 0 for none."""
+    if not headers:
+        return 0
+    return 12 + sum(len(key.encode()) + len(value.encode()) + 4 for key, value in headers.items())
+
+
+def subject_matches(pattern: str, subject: str) -> bool:
+    """Does the filter ``pattern`` take the literal ``subject`` (rule N1)?"""
+    wanted, given = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wanted):
+        if part == ">":
+            return len(given) > index
+        if index >= len(given) or part not in ("*", given[index]):
+            return False
+    return len(wanted) == len(given)
+
+
+def subjects_collide(a: str, b: str) -> bool:
+    """Is there a subject that both filters take?"""
+    left, right = a.split("."), b.split(".")
+    for one, other in zip(left, right, strict=False):
+        if one == ">" or other == ">":
+            return True
+        if one != other and "*" not in (one, other):
+            return False
+    return len(left) == len(right)
+
+
+def subject_subset(inner: str, outer: str) -> bool:
+    """Does ``outer`` take every subject that ``inner`` takes?"""
+    narrow, wide = inner.split("."), outer.split(".")
+    for index, part in enumerate(wide):
+        if part == ">":
+            return len(narrow) > index
+        if index >= len(narrow) or narrow[index] == ">":
+            return False
+        if part != "*" and part != narrow[index]:
+            return False
+    return len(narrow) == len(wide)

@@ -1,0 +1,62 @@
+"""Where things are: coordinates in degrees (WGS 84), distances in great-circle kilometres."""
+
+import math
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+EARTH_RADIUS_KM = 6371.0088
+"""Mean radius of the earth, (2a + b) / 3 of WGS 84 (IUGG)."""
+DETOUR = 1.4
+"""How much longer a street is than the great circle; docs/domain.md."""
+CITY_SPEED_KMH = 20.0
+
+Latitude = Annotated[float, Meta(ge=-90, le=90)]
+Longitude = Annotated[float, Meta(ge=-180, le=180)]
+
+
+class Location(Struct, frozen=True, kw_only=True):
+    latitude: Latitude
+    longitude: Longitude
+
+
+class Point(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A location at a moment of the phone's own clock; accuracy in metres, speed in km/h, heading in degrees."""
+
+    latitude: Latitude
+    longitude: Longitude
+    timestamp: datetime
+    accuracy: Annotated[float, Meta(ge=0)] | None = None
+    speed: Annotated[float, Meta(ge=0)] | None = None
+    heading: Annotated[float, Meta(ge=0, le=360)] | None = None
+
+
+def distance_km(a: Location | Point, b: Location | Point) -> float:
+    """Great-circle kilometres between two places (haversine formula, R = EARTH_RADIUS_KM)."""
+    lat_a, lat_b = math.radians(a.latitude), math.radians(b.latitude)
+    half_lat = math.sin((lat_b - lat_a) / 2)
+    half_lon = math.sin(math.radians(b.longitude - a.longitude) / 2)
+    h = half_lat * half_lat + math.cos(lat_a) * math.cos(lat_b) * half_lon * half_lon
+    return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, h)))
+
+
+def eta_minutes(distance: float) -> int:
+    """Whole minutes, rounded up, at least 1, to drive ``distance`` great-circle kilometres through a city."""
+    return max(1, math.ceil(distance * DETOUR / CITY_SPEED_KMH * 60))
+
+
+_BASE32 = "0123456789bcdefghjkmnpqrstuvwxyz"
+
+
+def geohash(place: Location | Point, length: int = 7) -> str:
+    """The geohash of a place (G. Niemeyer, 2008; public domain): bits of longitude and latitude in turn."""
+    bits = length * 5
+    lon_bits, lat_bits = (bits + 1) // 2, bits // 2
+    lon = min(int((place.longitude + 180) / 360 * (1 << lon_bits)), (1 << lon_bits) - 1)
+    lat = min(int((place.latitude + 90) / 180 * (1 << lat_bits)), (1 << lat_bits) - 1)
+    value = 0
+    for index in range(bits):
+        source, width = (lat, lat_bits) if index % 2 else (lon, lon_bits)
+        value = value << 1 | source >> (width - 1 - index // 2) & 1
+    return "".join(_BASE32[value >> (bits - 5 * (n + 1)) & 31] for n in range(length))

@@ -1,0 +1,63 @@
+"""What a module is: a value that says what it serves, hears, watches, answers and sweeps.
+
+``hears``: durable, each event once per module, until it succeeds. ``watches``: every pod, at most once.
+``answers``: request-reply in the queue group of the module's name. ``sweeps``: what every pod does each few
+seconds; whoever comes first does it, the database decides.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nebengjek.bus.handling import Answering, Hearing, Watching
+from nebengjek.contracts.message import Event, Query
+
+E = TypeVar("E", bound=Event)
+A = TypeVar("A")
+Q = TypeVar("Q", bound=Query[Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """``run`` each ``seconds``, on every pod; a failure is logged and counted, the next round comes anyway."""
+
+    seconds: float
+    run: Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """``routes``: Litestar handlers and controllers. ``start``: awaited before the first event is heard."""
+
+    name: str
+    routes: Sequence[Any] = ()
+    hears: Sequence[Hearing] = ()
+    watches: Sequence[Watching] = ()
+    answers: Sequence[Answering] = ()
+    sweeps: Sequence[Sweep] = ()
+    start: Callable[[], Awaitable[None]] | None = None
+
+
+def on(event: type[E], handler: Callable[..., Awaitable[None]], **options: Any) -> Hearing:
+    """``handler(event)`` or ``handler(event, context)`` for each event; options as in ``Hearing``."""
+    return Hearing(event=event, handler=handler, **options)
+
+
+def on_batch(
+    event: type[E], handler: Callable[[Sequence[E]], Awaitable[Sequence[E] | None]], *, size: int = 256, **options: Any
+) -> Hearing:
+    """``handler(events)`` for up to ``size`` events at once; it returns those that failed."""
+    return Hearing(event=event, handler=handler, batch=size, **options)
+
+
+def watch(event: type[E], handler: Callable[[E], Awaitable[None]]) -> Watching:
+    return Watching(event=event, handler=handler)
+
+
+def answer(query: type[Q], handler: Callable[[Q], Awaitable[Any]]) -> Answering:
+    """``handler(query)`` returns the query's answer, or raises one of our errors, which the asker gets."""
+    return Answering(query=query, handler=handler)
+
+
+def every(seconds: float, run: Callable[[], Awaitable[object]]) -> Sweep:
+    return Sweep(seconds=seconds, run=run)

@@ -1,0 +1,1 @@
+"""Modules that the application can live without; nothing in nebengjek imports this package."""
