@@ -32,7 +32,6 @@ class Event(Struct, frozen=True, kw_only=True):
     """The field whose value is the last token of the subject."""
     number: ClassVar[str | None] = "version"
     """The field that counts events of this type and key (for the message id); None: a UUIDv7 is made instead."""
-    sensitive: ClassVar[bool] = False
 
 
 class Query(Struct, Generic[Answer], frozen=True, kw_only=True):

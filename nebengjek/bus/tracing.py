@@ -1,0 +1,79 @@
+"""Where a message comes from: correlation id and W3C trace context, carried by a context variable.
+
+The first frame or request of a phone begins a trace; every event it causes carries the same correlation id and
+trace id, and names the message that caused it (https://www.w3.org/TR/trace-context/).
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import NamedTuple
+
+from nebengjek.contracts.message import uuid7
+
+CORRELATION_ID = "Correlation-Id"
+CAUSATION_ID = "Causation-Id"
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+
+class Trace(NamedTuple):
+    """``causation_id``: the message that is being handled; None at the beginning."""
+
+    correlation_id: str
+    traceparent: str
+    causation_id: str | None = None
+    tracestate: str | None = None
+
+
+_current: ContextVar[Trace | None] = ContextVar("nebengjek_trace", default=None)
+
+
+def current() -> Trace | None:
+    """The trace of what is being handled now, if it has one."""
+    return _current.get()
+
+
+def new_trace(correlation_id: str | None = None, traceparent: str | None = None) -> Trace:
+    """The beginning of a trace, or the continuation of the caller's ``traceparent``."""
+    return Trace(correlation_id or uuid7(), traceparent or f"00-{random.getrandbits(128):032x}-{_span_id()}-01")
+
+
+def child(traceparent: str) -> str:
+    """The same trace, another span."""
+    return f"{traceparent[:36]}{_span_id()}{traceparent[52:]}" if len(traceparent) >= 55 else traceparent
+
+
+def enter(trace: Trace | None) -> Token[Trace | None]:
+    """Make ``trace`` the current one; give the token to ``leave``."""
+    return _current.set(trace)
+
+
+def leave(token: Token[Trace | None]) -> None:
+    _current.reset(token)
+
+
+@contextmanager
+def tracing(trace: Trace) -> Iterator[Trace]:
+    """``trace`` is the current one inside the block."""
+    token = _current.set(trace)
+    try:
+        yield trace
+    finally:
+        _current.reset(token)
+
+
+def from_headers(headers: Mapping[str, str], message_id: str) -> Trace:
+    """The trace that a received message continues."""
+    traceparent = headers.get(TRACEPARENT)
+    return Trace(
+        headers.get(CORRELATION_ID) or message_id,
+        child(traceparent) if traceparent else new_trace().traceparent,
+        message_id,
+        headers.get(TRACESTATE),
+    )
+
+
+def _span_id() -> str:
+    return f"{random.getrandbits(64):016x}"
