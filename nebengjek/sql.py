@@ -1,4 +1,4 @@
-"""What every table shares: one metadata, moments that keep their time zone, and an insert that may find the row there."""
+"""What every table shares: one metadata, moments that keep their zone, an insert that may find the row there."""
 
 from datetime import UTC, datetime
 from typing import Any

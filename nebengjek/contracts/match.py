@@ -67,6 +67,7 @@ class MatchUnavailable(Event, frozen=True, kw_only=True, tag="match.unavailable"
 
     passenger_id: str
     search_id: str
+    finder_version: int
     reason: Literal["no_drivers", "search_ended"]
     key: ClassVar[str] = "passenger_id"
     number: ClassVar[str | None] = None

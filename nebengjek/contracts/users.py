@@ -82,3 +82,12 @@ class UserPresence(UserEvent, frozen=True, kw_only=True, tag="user.presence"):
     """A phone came, or has been gone for longer than the grace period."""
 
     online: bool
+
+
+class UserSessionEnded(Event, frozen=True, kw_only=True, tag="user.session.ended"):
+    """A login is over (logout, or the account is gone): every pod closes its sockets."""
+
+    user_id: str
+    session_id: str
+    key: ClassVar[str] = "user_id"
+    number: ClassVar[str | None] = "session_id"

@@ -1,0 +1,572 @@
+"""``MessageBus``: what modules talk through. Everything a policy decides is here and in the files beside it, once.
+
+Start: connect, ensure the streams and *all* modules' consumers, then listen. With the server away start returns
+at once and the loops attach behind; until then a publish waits. Drain: stop pulling, let handlers end, flush.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.bus.breaker import Breaker, BreakerState
+from nebengjek.bus.codec import Codec, Envelope, Undecodable
+from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.handling import Answering, Hearing, Watching
+from nebengjek.bus.inbox import Inbox
+from nebengjek.bus.interface import (
+    ApiError,
+    Broker,
+    BusError,
+    ConnectionStatus,
+    ConsumerSpec,
+    CoreMessage,
+    Deliver,
+    Disconnected,
+    NoStream,
+    PubAck,
+    PublishTimeout,
+    Retention,
+    StreamSpec,
+    Subscription,
+    subject_matches,
+)
+from nebengjek.bus.observing import Observer, Silent
+from nebengjek.bus.outbox import WAKE, Outbox
+from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
+from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
+from nebengjek.clock import Clock
+from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of, uuid7
+from nebengjek.errors import Invalid, NebengJekError, Rejected, Unavailable, describe, restore
+
+A = TypeVar("A")
+E = TypeVar("E", bound=Event)
+OnAck = Callable[[Envelope, PubAck | NebengJekError], None]
+
+ERROR_KIND, ERROR_CODE, ERROR_TEXT = "Error-Kind", "Error-Code", "Error-Text"
+RETRY_DELAYS = (1.0, 5.0, 15.0, 30.0)
+PUBLISH_TIMEOUT = 5.0
+PUBLISH_TRIES = 5
+MAX_DELIVERIES = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
+
+log = structlog.stdlib.get_logger("nebengjek.bus")
+
+
+class RemoteError(BusError):
+    """A query's handler failed in a way that is in no branch of the error tree; ``code`` is INTERNAL."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ConsumerHealth(Struct, frozen=True, kw_only=True):
+    """``moving``: attached, its last pull younger than three times a pull's expiry, no breaker open."""
+
+    stream: str
+    consumer: str
+    lag: int
+    ack_pending: int
+    redelivered: int
+    last_pull_age: float
+    running: int
+    blocked_by: str | None
+    moving: bool
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    status: ConnectionStatus
+    where: str
+    established: bool
+    consumers: list[ConsumerHealth]
+    breakers: dict[str, str]
+    outbox_backlog: int
+    dead_letters: int
+    orphans: list[str]
+    """``stream/consumer`` of durables that no module wants: on an interest stream they keep every message."""
+
+    @property
+    def ready(self) -> bool:
+        return (
+            self.status is ConnectionStatus.UP
+            and self.established
+            and all(consumer.moving for consumer in self.consumers)
+        )
+
+
+class DrainReport(Struct, frozen=True, kw_only=True):
+    """``finished``: handlers that ran at the beginning and came to their end; ``abandoned``: those that did not."""
+
+    finished: int
+    abandoned: int
+    unpublished: int
+
+
+class MessageBus:
+    """Hand it the broker and the streams, ``wire`` the modules, then ``start``.
+
+    ``begin``: opens a write transaction (for the outbox and the embedded dead letters).
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        streams: Sequence[StreamSpec],
+        begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        *,
+        pod_id: str,
+        clock: Clock,
+        observer: Observer | None = None,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
+        window: int = 1024,
+        audit: bool = False,
+    ) -> None:
+        self.broker = broker
+        self.pod_id = pod_id
+        self._streams = {spec.name: spec for spec in streams}
+        self._observer: Observer = observer or Silent()
+        self._codec = Codec(pod_id, clock)
+        self._retry_delays = retry_delays
+        self._window = window
+        self._audit = audit
+        self._established = asyncio.Event()
+        self._runners: list[Runner] = []
+        self._wanted: dict[tuple[str, str], ConsumerSpec] = {}
+        self._watches: list[Watching] = []
+        self._answers: list[tuple[str, Answering]] = []
+        self._subscriptions: list[Subscription] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background: list[asyncio.Task[Any]] = []
+        self._outstanding = 0
+        self._landed = asyncio.Condition()
+        self._breakers: dict[str, Breaker] = {}
+        self._causes = Causes()
+        self._ensuring = asyncio.Lock()
+        self._draining = False
+        self.outbox = Outbox(broker, self._codec, self._send, begin, pod_id=pod_id, clock=clock)
+        self.inbox = Inbox(clock)
+        self.dead_letters = DeadLetters(broker, self._send, begin, self._observer, clock)
+
+    # -- wiring
+
+    def wire(
+        self,
+        module: str,
+        hears: Sequence[Hearing],
+        watches: Sequence[Watching],
+        answers: Sequence[Answering],
+        *,
+        running: bool = True,
+    ) -> None:
+        """Before ``start``. ``running=False``: another pod runs the module; only its consumers are made here.
+
+        Raises ValueError: two consumers of one name, or no stream for an event.
+        """
+        for hearing in hears:
+            stream = self._stream_of(hearing.event)
+            name = f"{type_of(hearing.event).replace('.', '_')}_{module}"
+            if any(known == name for _, known in self._wanted):
+                raise ValueError(f"two consumers would be called {name}")
+            spec = ConsumerSpec(
+                name=name,
+                filters=(f"{type_of(hearing.event)}.*",),
+                # All of a limits stream would replay days of an audit trail to phones and locks.
+                deliver=Deliver.NEW if stream.retention is Retention.LIMITS else Deliver.ALL,
+                ack_wait=hearing.ack_wait,
+                max_deliver=hearing.max_deliver,
+                max_ack_pending=hearing.max_ack_pending,
+            )
+            self._wanted[stream.name, name] = spec
+            if running:
+                self._runners.append(self._runner(stream.name, name, spec, hearing))
+        if running:
+            self._watches.extend(watches)
+            for answering in answers:
+                if any(self._captures(spec, rpc_subject(answering.query)) for spec in self._streams.values()):
+                    raise ValueError(
+                        f"{rpc_subject(answering.query)} lies inside a stream, whose PubAck would answer it"
+                    )
+                self._answers.append((module, answering))
+
+    def _runner(self, stream: str, name: str, spec: ConsumerSpec, hearing: Hearing) -> Runner:
+        return Runner(
+            self.broker,
+            self._codec,
+            self.dead_letters,
+            self._observer,
+            self._breaker,
+            self._causes,
+            stream=stream,
+            consumer=name,
+            spec=spec,
+            hearing=hearing,
+            ensure_stream=self._ensure_stream,
+            delays=self._retry_delays,
+            audit=self._audit,
+        )
+
+    @staticmethod
+    def _captures(spec: StreamSpec, subject: str) -> bool:
+        return any(subject_matches(pattern, subject) for pattern in spec.subjects)
+
+    def _stream_of(self, event: type[Event]) -> StreamSpec:
+        subject = f"{type_of(event)}.x"
+        for spec in self._streams.values():
+            if self._captures(spec, subject):
+                return spec
+        raise ValueError(f"no stream takes {type_of(event)}")
+
+    def _breaker(self, dependency: str) -> Breaker:
+        if dependency not in self._breakers:
+            self._breakers[dependency] = Breaker(dependency, asyncio.sleep)
+        return self._breakers[dependency]
+
+    # -- start and end
+
+    async def start(self) -> None:
+        """Connect and listen; with the server away return at once and go on behind."""
+        await self.broker.connect()
+        establishing = asyncio.create_task(self._establish(), name="bus: establish")
+        self._background.append(establishing)
+        if self.broker.status is ConnectionStatus.UP:
+            await establishing
+
+    async def _establish(self) -> None:
+        while True:
+            await self.broker.wait_connected()
+            try:
+                await self._ensure_all()
+                break
+            except Unavailable as error:
+                log.warning("bus.not_established", error=str(error))
+                await self.broker.sleep(0.5)
+        self._established.set()
+        await self.dead_letters.restore()
+        listening = [asyncio.Event() for _ in self._runners]
+        for runner, event in zip(self._runners, listening, strict=True):
+            self._background.append(asyncio.create_task(runner.run(event), name=f"consumer {runner.consumer}"))
+        await asyncio.gather(*(event.wait() for event in listening))
+        self._background.append(asyncio.create_task(self.outbox.run(), name="outbox relay"))
+
+    async def _ensure_all(self) -> None:
+        for spec in self._streams.values():
+            await self.broker.ensure_stream(spec)
+        for (stream, _), consumer in self._wanted.items():
+            await self._ensure_consumer(stream, consumer)
+        for module, answering in self._answers:
+            await self._serve(module, answering)
+        for watching in self._watches:
+            await self._watch(watching)
+        self._subscriptions.append(await self.broker.subscribe(WAKE, self._woken))
+        self._subscriptions.append(
+            await self.broker.subscribe(MAX_DELIVERIES, self._exhausted, queue="nebengjek-dead-letters")
+        )
+
+    async def _ensure_stream(self, name: str) -> None:
+        async with self._ensuring:
+            await self.broker.ensure_stream(self._streams[name])
+
+    async def _ensure_consumer(self, stream: str, spec: ConsumerSpec) -> None:
+        try:
+            await self.broker.ensure_consumer(stream, spec)
+        except ApiError as error:
+            if error.code != 10012:
+                raise
+            # It was re-created after its ack floor once, and so begins elsewhere; all else is as wanted.
+            log.info("consumer.kept", stream=stream, consumer=spec.name)
+
+    async def drain(self, timeout: float = 30.0) -> DrainReport:
+        """Stop pulling, wait for handlers, relay what is in the outbox, flush, close. What is not done comes again."""
+        self._draining = True
+        started = sum(runner.running for runner in self._runners)
+        for runner in self._runners:
+            await runner.drain()
+        loops = [task for task in self._background if not task.done()]
+        consumers = [task for task in loops if task.get_name().startswith("consumer ")]
+        if consumers:
+            await asyncio.wait(consumers, timeout=timeout)
+        abandoned = sum(runner.running for runner in self._runners)
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=max(0.1, timeout / 10))
+            for task in late:
+                task.cancel()
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        if self.broker.status is ConnectionStatus.UP:
+            # Durable: publish what is left. Embedded: nobody listens any more, the rows stay for the next start.
+            unpublished = await self.outbox.drain(2.0 if self.broker.durable else 0.0)
+            await self._flush_quietly(timeout)
+        else:
+            unpublished = -1
+        await self.broker.close()
+        return DrainReport(
+            finished=max(0, started - abandoned),
+            abandoned=abandoned,
+            unpublished=unpublished,
+        )
+
+    async def _flush_quietly(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self.flush(), timeout)
+        except TimeoutError:
+            log.warning("bus.not_flushed", outstanding=self._outstanding)
+
+    # -- publish
+
+    async def publish(self, event: Event) -> PubAck:
+        """Publish, wait for the store; again with the same id. Raises NoStream, PublishRefused, Unavailable."""
+        return await self._send(self._codec.envelope(event))
+
+    async def publish_soon(self, event: Event, on_ack: OnAck | None = None, *, because: Event | None = None) -> None:
+        """Publish without waiting for the store, in a bounded window; waits when the window is full.
+
+        ``on_ack(envelope, PubAck or the error)`` is called exactly once. ``because``: the event of the running
+        batch that caused this one (its trace goes on).
+        """
+        envelope = self._codec.envelope(event, self._causes.trace(because) if because is not None else None)
+        if not self._established.is_set():
+            await self._wait_established()
+        while self._outstanding >= self._window:
+            async with self._landed:
+                await self._landed.wait()
+        future = self.broker.submit(*envelope)
+        if future.done() and future.exception() is None:
+            self._landed_well(envelope, future.result(), on_ack)
+            return
+        self._outstanding += 1
+        self._spawn(self._land(envelope, future, on_ack))
+
+    async def _land(self, envelope: Envelope, future: asyncio.Future[PubAck], on_ack: OnAck | None) -> None:
+        try:
+            ack = await self._send(envelope, future)
+        except NebengJekError as error:
+            if on_ack is not None:
+                on_ack(envelope, error)
+            else:
+                log.error("message.not_published", subject=envelope.subject, error=str(error))
+        else:
+            if on_ack is not None:
+                on_ack(envelope, ack)
+        finally:
+            self._outstanding -= 1
+            async with self._landed:
+                self._landed.notify_all()
+
+    def _landed_well(self, envelope: Envelope, ack: PubAck, on_ack: OnAck | None) -> None:
+        self._observer.published(ack.stream)
+        if self._audit:
+            log.debug("message.published", id=envelope.message_id, subject=envelope.subject, seq=ack.seq)
+        if on_ack is not None:
+            on_ack(envelope, ack)
+
+    async def flush(self) -> None:
+        """Return when everything that ``publish_soon`` took has been stored or refused."""
+        async with self._landed:
+            await self._landed.wait_for(lambda: self._outstanding == 0)
+
+    async def _send(self, envelope: Envelope, future: asyncio.Future[PubAck] | None = None) -> PubAck:
+        if not self._established.is_set():
+            await self._wait_established()
+        pause = 0.1
+        for tries_left in reversed(range(PUBLISH_TRIES)):
+            try:
+                future = future or self.broker.submit(*envelope)
+                ack = await asyncio.wait_for(future, PUBLISH_TIMEOUT) if not future.done() else future.result()
+            except (TimeoutError, Disconnected, PublishTimeout) as error:
+                if not tries_left:
+                    self._observer.publish_failed("timeout")
+                    raise PublishTimeout("bus") from error
+                await asyncio.sleep(pause)
+                pause *= 2
+                future = None
+            except (ApiError, NoStream) as error:
+                self._observer.publish_failed(str(getattr(error, "code", "no_stream")))
+                raise
+            else:
+                self._landed_well(envelope, ack, None)
+                return ack
+        raise AssertionError("unreachable")
+
+    async def _wait_established(self) -> None:
+        try:
+            await asyncio.wait_for(self._established.wait(), PUBLISH_TIMEOUT)
+        except TimeoutError as error:
+            raise Unavailable("bus") from error
+
+    # -- request and answer
+
+    async def request(self, query: Query[A], timeout: float = 5.0) -> A:
+        """The answer of the module that serves the query.
+
+        Raises what its handler raised (Conflict, Forbidden, NotFound …), NoResponders, RequestTimeout, RemoteError.
+        """
+        trace = current() or new_trace()
+        headers = {CORRELATION_ID: trace.correlation_id, TRACEPARENT: trace.traceparent}
+        if not self._established.is_set():
+            await self._wait_established()
+        reply = await self.broker.request(rpc_subject(query), self._codec.encode(query), headers, timeout=timeout)
+        kind = reply.headers.get(ERROR_KIND)
+        if kind == "Internal":
+            raise RemoteError("INTERNAL", reply.headers.get(ERROR_TEXT, ""))
+        if kind is not None:
+            raise restore(kind, reply.headers.get(ERROR_CODE, ""), reply.headers.get(ERROR_TEXT, ""))
+        answer: A = self._codec.decode_any(reply.data, answer_type(type(query)))
+        return answer
+
+    async def _serve(self, module: str, answering: Answering) -> None:
+        async def received(message: CoreMessage) -> None:
+            # One task each: a slow answer must not hold up the next question.
+            self._spawn(self._answer(answering, message))
+
+        subject = rpc_subject(answering.query)
+        self._subscriptions.append(await self.broker.subscribe(subject, received, queue=module))
+
+    async def _answer(self, answering: Answering, message: CoreMessage) -> None:
+        token = enter(from_headers(message.headers, uuid7()))
+        headers: dict[str, str] = {}
+        data = b""
+        try:
+            query = self._codec.decode_any(message.data, answering.query)
+            data = self._codec.encode(await answering.handler(query))
+        except Undecodable as error:
+            headers = _error_headers(*describe(Invalid(str(error))))
+        except (Rejected, Unavailable) as error:
+            headers = _error_headers(*describe(error))
+        except Exception as error:
+            log.error("query.failed", query=type_of(answering.query), exc_info=error)
+            headers = _error_headers("Internal", "INTERNAL", type(error).__name__)
+        finally:
+            leave(token)
+        if message.reply:
+            await self.broker.core_publish(message.reply, data, headers)
+
+    async def _watch(self, watching: Watching) -> None:
+        async def received(message: CoreMessage) -> None:
+            try:
+                event = self._codec.decode(message.data, watching.event)
+            except Undecodable as error:
+                log.warning("watch.undecodable", subject=message.subject, error=str(error))
+                return
+            self._spawn(self._watched(watching, event, message.headers))
+
+        subject = f"{type_of(watching.event)}.*"
+        self._subscriptions.append(await self.broker.subscribe(subject, received))
+
+    async def _watched(self, watching: Watching, event: Event, headers: Mapping[str, str]) -> None:
+        token = enter(from_headers(headers, uuid7()))
+        try:
+            await watching.handler(event)
+        except Exception as error:
+            log.error("watch.failed", event_type=type_of(event), exc_info=error)
+        finally:
+            leave(token)
+
+    async def _woken(self, _: CoreMessage) -> None:
+        self.outbox.ring()
+
+    async def _exhausted(self, message: CoreMessage) -> None:
+        """The server's word that a consumer gave up: the process died on the last try. The same dead letter id."""
+        advisory = msgspec.json.decode(message.data)
+        stream, consumer, seq = advisory["stream"], advisory["consumer"], advisory["stream_seq"]
+        if (stream, consumer) not in self._wanted:
+            return
+        try:
+            stored = await self.broker.get_message(stream, seq)
+        except ApiError:
+            return
+        await self.dead_letters.add(
+            stored, consumer=consumer, deliveries=advisory["deliveries"], reason="process died on the last try"
+        )
+
+    # -- replay, health
+
+    async def replay(self, kind: type[E], *, since: int | datetime = 1) -> AsyncIterator[E]:
+        """Every stored event of this type from a sequence or a moment on; disturbs no durable consumer."""
+        stream = self._stream_of(kind).name
+        info = await self.broker.stream_info(stream)
+        first = max(info.first_seq, since) if isinstance(since, int) else info.first_seq
+        for seq in range(first, info.last_seq + 1):
+            try:
+                message = await self.broker.get_message(stream, seq)
+            except ApiError as error:
+                if error.code != 10037:
+                    raise
+                continue
+            late_enough = isinstance(since, int) or message.time >= since
+            if late_enough and subject_matches(f"{type_of(kind)}.*", message.subject):
+                yield self._codec.decode(message.data, kind)
+
+    async def health(self) -> Health:
+        """What the bus sees of itself. With the server away the consumers are listed as not moving."""
+        consumers = [await self._consumer_health(runner) for runner in self._runners]
+        dead, orphans = 0, []
+        if self.broker.status is ConnectionStatus.UP and self._established.is_set():
+            try:
+                dead = await self.dead_letters.count()
+                orphans = await self.orphans()
+            except (ApiError, Unavailable) as error:
+                log.warning("health.incomplete", error=str(error))
+        return Health(
+            status=self.broker.status,
+            where=self.broker.where,
+            established=self._established.is_set(),
+            consumers=consumers,
+            breakers={name: breaker.state.value for name, breaker in self._breakers.items()},
+            outbox_backlog=self.outbox.backlog,
+            dead_letters=dead,
+            orphans=orphans,
+        )
+
+    async def orphans(self) -> list[str]:
+        """``stream/consumer`` of durables on our streams that no module wants."""
+        found = []
+        for stream in self._streams:
+            found += [
+                f"{stream}/{info.name}"
+                for info in await self.broker.consumers(stream)
+                if info.spec.name is not None and (stream, info.name) not in self._wanted
+            ]
+        return found
+
+    async def _consumer_health(self, runner: Runner) -> ConsumerHealth:
+        lag = ack_pending = redelivered = 0
+        attached = self.broker.status is ConnectionStatus.UP and self._established.is_set()
+        if attached:
+            try:
+                info = await runner.info()
+                lag, ack_pending, redelivered = info.num_pending, info.num_ack_pending, info.num_redelivered
+            except (ApiError, Unavailable):
+                attached = False
+        age = runner.idle_for
+        return ConsumerHealth(
+            stream=runner.stream,
+            consumer=runner.consumer,
+            lag=lag,
+            ack_pending=ack_pending,
+            redelivered=redelivered,
+            last_pull_age=age,
+            running=runner.running,
+            blocked_by=runner.blocked_by,
+            moving=attached and (age < 3 * PULL_EXPIRES or runner.running > 0) and runner.blocked_by is None,
+        )
+
+    def breaker_open(self) -> bool:
+        return any(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:
+    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: " ".join(text.split())[:500]}

@@ -1,0 +1,36 @@
+"""What the bus counts and whom it tells; the application hands in Prometheus, tests nothing."""
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Called on the hot path, several times a message: cheap, and never failing."""
+
+    def published(self, stream: str, n: int = 1) -> None: ...
+
+    def publish_failed(self, code: str) -> None: ...
+
+    def delivered(self, stream: str, consumer: str, n: int, redelivered: int) -> None: ...
+
+    def settled(self, consumer: str, outcome: str, n: int = 1) -> None:
+        """``outcome``: acked, naked, termed."""
+
+    def handled(self, consumer: str, seconds: float) -> None: ...
+
+    def dead_letter(self, consumer: str, reason: str) -> None: ...
+
+
+class Silent:
+    """An observer that counts nothing."""
+
+    def published(self, stream: str, n: int = 1) -> None: ...
+
+    def publish_failed(self, code: str) -> None: ...
+
+    def delivered(self, stream: str, consumer: str, n: int, redelivered: int) -> None: ...
+
+    def settled(self, consumer: str, outcome: str, n: int = 1) -> None: ...
+
+    def handled(self, consumer: str, seconds: float) -> None: ...
+
+    def dead_letter(self, consumer: str, reason: str) -> None: ...

@@ -1,0 +1,419 @@
+"""The loop of one durable consumer: pull, decode, handle, settle; retry, dead letter, breaker, drain.
+
+Every policy of delivery is here, once, above the broker: what is tested in memory is what runs on NATS.
+"""
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+from msgspec import structs
+
+from nebengjek.bus.breaker import Breaker, BreakerState
+from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable, original_id
+from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.handling import Context, Hearing, Reject, Retry
+from nebengjek.bus.interface import (
+    Broker,
+    ConsumerInfo,
+    ConsumerSpec,
+    Deliver,
+    Delivery,
+    Disconnected,
+    PullStatus,
+    StoredMessage,
+)
+from nebengjek.bus.observing import Observer
+from nebengjek.bus.tracing import Trace, current, enter, from_headers, leave
+from nebengjek.contracts.message import Event
+from nebengjek.errors import Conflict, Forbidden, Invalid, Unavailable
+
+PULL_EXPIRES = 5.0
+
+log = structlog.stdlib.get_logger("nebengjek.bus")
+
+
+class Causes:
+    """Which message caused which event of a batch, so that each answer continues its own trace."""
+
+    def __init__(self) -> None:
+        self._deliveries: dict[int, Delivery] = {}
+
+    def note(self, event: Event, delivery: Delivery) -> None:
+        self._deliveries[id(event)] = delivery
+
+    def forget(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._deliveries.pop(id(event), None)
+
+    def trace(self, event: Event) -> Trace | None:
+        """The trace that ``event`` of the running batch belongs to."""
+        delivery = self._deliveries.get(id(event))
+        if delivery is None:
+            return current()
+        return from_headers(delivery.headers, original_id(delivery.headers, delivery.stream, delivery.seq))
+
+
+class Runner:
+    """Feeds one ``Hearing`` from its durable consumer until ``drain``."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        codec: Codec,
+        dead_letters: DeadLetters,
+        observer: Observer,
+        breakers: Callable[[str], Breaker],
+        causes: Causes,
+        *,
+        stream: str,
+        consumer: str,
+        spec: ConsumerSpec,
+        hearing: Hearing,
+        ensure_stream: Callable[[str], Awaitable[None]],
+        delays: Sequence[float],
+        audit: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.consumer = consumer
+        self.spec = spec
+        self.handled = 0
+        self._broker = broker
+        self._codec = codec
+        self._dead_letters = dead_letters
+        self._observer = observer
+        self._breakers = breakers
+        self._causes = causes
+        self._hearing = hearing
+        self._ensure_stream = ensure_stream
+        self._delays = delays
+        self._audit = audit
+        self._takes_context = not hearing.batch and len(inspect.signature(hearing.handler).parameters) == 2
+        self._slots = asyncio.Semaphore(hearing.concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Delivery, None] = {}
+        self._tails: dict[object, asyncio.Task[None]] = {}
+        self._breaker: Breaker | None = None
+        self._stopping = asyncio.Event()
+        self._parked: asyncio.Task[Any] | None = None
+        self._last_info: ConsumerInfo | None = None
+        self._last_pull = broker.monotonic()
+        self._gone_for = 0.0
+
+    # -- the loop
+
+    async def run(self, listening: asyncio.Event) -> None:
+        """Pull until ``drain``. Sets ``listening`` when the consumer is attached."""
+        keepalive = asyncio.create_task(self._keep_alive(), name=f"keepalive {self.consumer}")
+        prefetch = max(self._hearing.batch, self._hearing.concurrency) * 2
+        limit = self._hearing.batch or self._hearing.concurrency
+        consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=PULL_EXPIRES)
+        listening.set()
+        try:
+            while not self._stopping.is_set():
+                if self._breaker is not None:
+                    await self._park(self._breaker.closed())
+                    self._breaker = None
+                    continue
+                await self._slots.acquire()
+                self._slots.release()
+                batch = await self._park(consumption.next(limit))
+                if batch is None:
+                    break
+                self._last_pull = max(self._last_pull, consumption.last_pull)
+                if batch.messages:
+                    self._gone_for = 0.0
+                    await self._take(batch.messages)
+                elif batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
+                    await self._recreate()
+        finally:
+            await consumption.close()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            keepalive.cancel()
+
+    async def _park(self, awaitable: Awaitable[Any]) -> Any:
+        """Wait where ``drain`` may interrupt; None when it did."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._parked = task
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if self._stopping.is_set() and task.uncancel() == 0:
+                return None
+            raise
+        finally:
+            self._parked = None
+
+    async def _take(self, messages: list[Delivery]) -> None:
+        redelivered = sum(1 for message in messages if message.deliveries > 1)
+        self._observer.delivered(self.stream, self.consumer, len(messages), redelivered)
+        if self._hearing.batch:
+            for message in messages:
+                self._running[message] = None
+            await self._slots.acquire()
+            self._start(self._handle_batch(messages))
+            return
+        for message in messages:
+            self._running[message] = None
+        for message in messages:
+            await self._slots.acquire()
+            if self._stopping.is_set():
+                self._slots.release()
+                await self._nak(message, 0.0)
+            else:
+                self._start(self._handle(message))
+
+    def _start(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("consumer.broken", consumer=self.consumer, exc_info=error)
+
+    async def _recreate(self) -> None:
+        """The consumer is gone: make it again after its last known ack floor; the pause grows, the warning is one."""
+        if self._gone_for == 0.0:
+            log.warning("consumer.gone", stream=self.stream, consumer=self.consumer)
+        self._gone_for = min(max(self._gone_for * 2, 0.25), 5.0)
+        try:
+            await self._ensure_stream(self.stream)
+            spec = self.spec
+            floor = self._last_info.ack_floor.stream if self._last_info else 0
+            info = await self._broker.stream_info(self.stream)
+            if 0 < floor <= info.last_seq:
+                spec = structs.replace(spec, deliver=Deliver.BY_SEQ, start_seq=floor + 1)
+            await self._broker.create_consumer(self.stream, spec)
+        except (Disconnected, Unavailable) as error:
+            log.warning("consumer.not_created", consumer=self.consumer, error=str(error))
+        await self._broker.sleep(self._gone_for)
+
+    async def _keep_alive(self) -> None:
+        """Tell the server that what is being handled, or held by an open breaker, is still being handled."""
+        while True:
+            await self._broker.sleep(self.spec.ack_wait / 3)
+            for delivery in list(self._running):
+                try:
+                    await delivery.in_progress()
+                except Unavailable:
+                    break
+
+    # -- one message
+
+    async def _handle(self, delivery: Delivery) -> None:
+        event = await self._decode(delivery)
+        if event is None:
+            return
+        key = getattr(event, self._hearing.ordered_by) if self._hearing.ordered_by else None
+        if key is not None:
+            tail, this = self._tails.get(key), asyncio.current_task()
+            assert this is not None
+            self._tails[key] = this
+            if tail is not None:
+                await asyncio.wait((tail,))
+        try:
+            await self._attempt(delivery, event)
+        finally:
+            if key is not None and self._tails.get(key) is asyncio.current_task():
+                del self._tails[key]
+
+    async def _attempt(self, delivery: Delivery, event: Event) -> None:
+        message_id = original_id(delivery.headers, delivery.stream, delivery.seq)
+        token = enter(from_headers(delivery.headers, message_id))
+        started = self._broker.monotonic()
+        try:
+            await self._call(event, self._context(delivery, message_id) if self._takes_context else None)
+        except Retry as again:
+            await self._nak(delivery, again.after)
+        except (Reject, Invalid, Forbidden) as error:
+            await self._bury(delivery, "rejected", error)
+        except Conflict as error:
+            log.info("event.already_decided", consumer=self.consumer, subject=delivery.subject, why=str(error))
+            await self._ack(delivery)
+        except Exception as error:
+            await self._failed(delivery, error)
+        else:
+            await self._ack(delivery)
+        finally:
+            self._observer.handled(self.consumer, self._broker.monotonic() - started)
+            leave(token)
+
+    async def _call(self, *arguments: Any) -> Any:
+        """Call the handler; while a dependency does not answer, wait for it: an outage burns no tries."""
+        given = arguments if self._takes_context else arguments[:1]
+        breaker: Breaker | None = self._breaker
+        while True:
+            try:
+                if breaker is not None:
+                    async with breaker.turn():
+                        return await self._timed(given)
+                return await self._timed(given)
+            except Unavailable as error:
+                if self._stopping.is_set():
+                    raise
+                if breaker is None or breaker.dependency != error.dependency:
+                    breaker = self._breakers(error.dependency)
+                    breaker.trip()
+                self._breaker = breaker
+                log.warning("dependency.away", dependency=error.dependency, consumer=self.consumer)
+
+    async def _timed(self, given: Sequence[Any]) -> Any:
+        async with asyncio.timeout(self._hearing.timeout):
+            return await self._hearing.handler(*given)
+
+    # -- a batch
+
+    async def _handle_batch(self, deliveries: list[Delivery]) -> None:
+        events: list[Event] = []
+        known: list[Delivery] = []
+        for delivery in deliveries:
+            event = await self._decode(delivery)
+            if event is not None:
+                events.append(event)
+                known.append(delivery)
+                self._causes.note(event, delivery)
+        if not events:
+            return
+        started = self._broker.monotonic()
+        try:
+            failed = {id(event) for event in await self._call(events) or ()}
+        except Exception as error:
+            if len(events) == 1:
+                await self._failed(known[0], error)
+                return
+            # One of them is to blame: alone, it cannot take the others along to the dead letters.
+            for delivery in known:
+                await self._handle_batch([delivery])
+            return
+        finally:
+            self._causes.forget(events)
+            self._observer.handled(self.consumer, self._broker.monotonic() - started)
+        for event, delivery in zip(events, known, strict=True):
+            if id(event) in failed:
+                await self._failed(delivery, RuntimeError("the batch handler gave it back"))
+            else:
+                self._running.pop(delivery, None)
+                await delivery.ack()
+        acked = len(events) - len(failed)
+        self.handled += acked
+        self._observer.settled(self.consumer, "acked", acked)
+
+    # -- settling
+
+    async def _decode(self, delivery: Delivery) -> Event | None:
+        only_for = delivery.headers.get(ONLY_FOR)
+        if only_for is not None and only_for != self.consumer:
+            await self._ack(delivery)
+            return None
+        try:
+            return self._codec.decode(delivery.data, self._hearing.event)
+        except Undecodable as error:
+            await self._bury(delivery, "undecodable", error)
+            return None
+
+    def _context(self, delivery: Delivery, message_id: str) -> Context:
+        return Context(
+            consumer=self.consumer,
+            message_id=message_id,
+            subject=delivery.subject,
+            stream=delivery.stream,
+            seq=delivery.seq,
+            deliveries=delivery.deliveries,
+            time=delivery.time,
+        )
+
+    async def _failed(self, delivery: Delivery, error: Exception) -> None:
+        log.warning(
+            "event.failed",
+            consumer=self.consumer,
+            subject=delivery.subject,
+            deliveries=delivery.deliveries,
+            exc_info=error,
+        )
+        if isinstance(error, Unavailable):
+            # Only when draining: the next instance gets it, and this was not the message's fault.
+            await self._nak(delivery, 0.0)
+        elif delivery.deliveries >= self.spec.max_deliver > 0:
+            await self._bury(delivery, "failed", error)
+        else:
+            delay = self._delays[min(delivery.deliveries, len(self._delays)) - 1]
+            await self._nak(delivery, delay * random.uniform(1.0, 1.1))
+
+    async def _bury(self, delivery: Delivery, reason: str, error: Exception) -> None:
+        """Dead letter first, term second: a term that fails cannot lose the message."""
+        message = StoredMessage(
+            stream=delivery.stream,
+            seq=delivery.seq,
+            subject=delivery.subject,
+            headers=dict(delivery.headers),
+            data=delivery.data,
+            time=delivery.time,
+        )
+        try:
+            await self._dead_letters.add(
+                message,
+                consumer=self.consumer,
+                deliveries=delivery.deliveries,
+                reason=reason,
+                error=f"{type(error).__name__}: {error}",
+            )
+        except Exception as failure:
+            log.error("dead_letter.failed", consumer=self.consumer, subject=delivery.subject, exc_info=failure)
+            await self._nak(delivery, self._delays[-1])
+            return
+        self._running.pop(delivery, None)
+        await delivery.term(reason)
+        self._count(delivery, "termed")
+
+    async def _ack(self, delivery: Delivery) -> None:
+        self._running.pop(delivery, None)
+        await delivery.ack()
+        self._count(delivery, "acked")
+
+    async def _nak(self, delivery: Delivery, delay: float) -> None:
+        self._running.pop(delivery, None)
+        await delivery.nak(delay)
+        self._count(delivery, "naked")
+
+    def _count(self, delivery: Delivery, outcome: str) -> None:
+        self.handled += 1
+        self._observer.settled(self.consumer, outcome)
+        if self._audit:
+            log.debug("message.settled", consumer=self.consumer, subject=delivery.subject, outcome=outcome)
+
+    # -- the end, and what one sees from outside
+
+    async def drain(self) -> None:
+        """Stop pulling; handlers that run go on to their end."""
+        self._stopping.set()
+        if self._parked is not None:
+            self._parked.cancel()
+
+    @property
+    def running(self) -> int:
+        """Handlers that run at present."""
+        return len(self._tasks)
+
+    async def info(self) -> ConsumerInfo:
+        """What the server says of this consumer; remembered for when it is gone."""
+        self._last_info = await self._broker.consumer_info(self.stream, self.consumer)
+        return self._last_info
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since the server last answered a pull."""
+        return self._broker.monotonic() - self._last_pull
+
+    @property
+    def blocked_by(self) -> str | None:
+        """The dependency whose breaker holds this loop."""
+        breaker = self._breaker
+        return breaker.dependency if breaker is not None and breaker.state is not BreakerState.CLOSED else None

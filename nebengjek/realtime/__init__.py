@@ -1,0 +1,1 @@
+"""Which phone is connected where, and what it must not miss."""

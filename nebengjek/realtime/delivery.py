@@ -1,0 +1,154 @@
+"""Frames to phones: what must not be missed goes through the mailbox, the rest is conflated.
+
+The mailbox is the truth, a connection's bell only says that it holds more. Each connection has one sender, which
+sends answers first, then what the mailbox holds beyond its last seq, then the newest of each kind that may be missed.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nebengjek.clock import Clock
+from nebengjek.realtime.mailbox import Mailbox
+from nebengjek.realtime.presence import Presence
+from nebengjek.tokens import Identity
+
+Send = Callable[[str], Awaitable[None]]
+MAX_ANSWERS = 1000
+"""Answers that wait for a phone that does not read; one more and the connection is closed (4408)."""
+
+SLOW_PHONE = 4408
+TOKEN_ENDED = 4401
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_frame(event: str, data: Any) -> bytes:
+    """A frame without a seq."""
+    return b'{"event":"%b","data":%b}' % (event.encode(), _encode(data))
+
+
+class Connection:
+    """One socket of one user on this pod. ``close_code`` is set when the server wants it closed."""
+
+    def __init__(self, connection_id: str, identity: Identity, mailbox: Mailbox, last_seq: int) -> None:
+        self.id = connection_id
+        self.identity = identity
+        self.last_seq = last_seq
+        self.close_code: int | None = None
+        self.closing = asyncio.Event()
+        self._mailbox = mailbox
+        self._answers: deque[bytes] = deque()
+        self._newest: dict[str, bytes] = {}
+        self._mail = False
+        self._wake = asyncio.Event()
+
+    @property
+    def user_id(self) -> str:
+        return self.identity.user_id
+
+    def answer(self, frame: bytes) -> None:
+        """Send ``frame``, in order, as soon as the phone takes it."""
+        self._answers.append(frame)
+        if len(self._answers) > MAX_ANSWERS:
+            self.close(SLOW_PHONE)
+        self._wake.set()
+
+    def show(self, kind: str, frame: bytes) -> None:
+        """Send ``frame`` unless a newer one of its kind comes first."""
+        self._newest[kind] = frame
+        self._wake.set()
+
+    def ring(self) -> None:
+        """The mailbox holds more."""
+        self._mail = True
+        self._wake.set()
+
+    def close(self, code: int) -> None:
+        """Ask the socket's owner to close it."""
+        if self.close_code is None:
+            self.close_code = code
+        self.closing.set()
+        self._wake.set()
+
+    async def send_all(self, send: Send) -> None:
+        """Send what comes until the connection is to be closed."""
+        while not self.closing.is_set():
+            await self._wake.wait()
+            self._wake.clear()
+            while self._answers:
+                await send(self._answers.popleft().decode())
+            if self._mail:
+                self._mail = False
+                for frame in await self._mailbox.after(self.user_id, self.last_seq):
+                    await send(frame.data.decode())
+                    self.last_seq = frame.seq
+            while self._newest:
+                kind = next(iter(self._newest))
+                await send(self._newest.pop(kind).decode())
+
+
+class Delivery:
+    """The connections of this pod, and how an event reaches them."""
+
+    def __init__(self, mailbox: Mailbox, presence: Presence, clock: Clock) -> None:
+        self.mailbox = mailbox
+        self.presence = presence
+        self._clock = clock
+        self._by_user: dict[str, dict[str, Connection]] = {}
+
+    async def attach(self, connection: Connection) -> None:
+        self._by_user.setdefault(connection.user_id, {})[connection.id] = connection
+        await self.presence.attach(connection.user_id, connection.id)
+
+    async def detach(self, connection: Connection) -> None:
+        """Only this connection: another one of the same user goes on."""
+        connections = self._by_user.get(connection.user_id, {})
+        connections.pop(connection.id, None)
+        if not connections:
+            self._by_user.pop(connection.user_id, None)
+        await self.presence.detach(connection.user_id, connection.id)
+
+    async def deliver(self, user_id: str, event: str, data: Any, *, message_id: str) -> None:
+        """A frame that must not be missed; returns when it is in the mailbox. The same message id again: nothing."""
+        await self.mailbox.append(user_id, message_id, event, _encode(data))
+        for connection in self._by_user.get(user_id, {}).values():
+            connection.ring()
+
+    def show(self, user_id: str, event: str, data: Any) -> None:
+        """A frame that may be missed: only the newest of its kind waits for a slow phone."""
+        connections = self._by_user.get(user_id)
+        if not connections:
+            return
+        frame = encode_frame(event, data)
+        for connection in connections.values():
+            connection.show(event, frame)
+
+    def answer(self, user_id: str, connection_id: str, frame: bytes) -> None:
+        """The answer to a frame, to the connection that sent it, if it is still here."""
+        connection = self._by_user.get(user_id, {}).get(connection_id)
+        if connection is not None:
+            connection.answer(frame)
+
+    def close_session(self, user_id: str, session_id: str) -> None:
+        """Close the sockets of one login (4401)."""
+        for connection in list(self._by_user.get(user_id, {}).values()):
+            if connection.identity.session_id == session_id:
+                connection.close(TOKEN_ENDED)
+
+    async def close_expired(self) -> None:
+        """Close the sockets whose token has ended (4401)."""
+        now: datetime = self._clock.now()
+        for connections in list(self._by_user.values()):
+            for connection in list(connections.values()):
+                if connection.identity.expires_at <= now:
+                    connection.close(TOKEN_ENDED)
+
+    @property
+    def sockets(self) -> int:
+        """Open connections on this pod."""
+        return sum(len(connections) for connections in self._by_user.values())

@@ -1,0 +1,96 @@
+"""What a user's phones must not miss: numbered frames, each once per message id, kept for a day."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import NamedTuple
+
+from nebengjek.clock import Clock
+from nebengjek.contracts.message import uuid7
+
+KEEP_SECONDS = 24 * 3600.0
+KEEP_FRAMES = 1000
+
+
+class Frame(NamedTuple):
+    seq: int
+    data: bytes
+    """The whole frame as it is sent, its ``seq`` in it."""
+
+
+class Head(NamedTuple):
+    """``epoch`` changes when the mailbox forgot its count; ``first``: the oldest seq that can be replayed."""
+
+    epoch: str
+    last_seq: int
+    first: int
+
+
+class Mailbox(ABC):
+    @abstractmethod
+    async def append(self, user_id: str, message_id: str, event: str, data: bytes) -> int:
+        """Append a frame and give it its seq, in one step; the same message id again answers the seq it has."""
+
+    @abstractmethod
+    async def head(self, user_id: str) -> Head: ...
+
+    @abstractmethod
+    async def after(self, user_id: str, seq: int) -> list[Frame]:
+        """The frames beyond ``seq``, in order."""
+
+    @abstractmethod
+    async def trim(self, user_id: str, seq: int) -> None:
+        """The phone has everything up to ``seq``."""
+
+
+class _Box:
+    __slots__ = ("frames", "ids", "last_seq")
+
+    def __init__(self) -> None:
+        self.last_seq = 0
+        self.frames: deque[tuple[Frame, str, float]] = deque()
+        self.ids: dict[str, int] = {}
+
+
+class MemoryMailbox(Mailbox):
+    """For one process; its epoch is new with each start."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._epoch = uuid7()
+        self._boxes: dict[str, _Box] = {}
+
+    async def append(self, user_id: str, message_id: str, event: str, data: bytes) -> int:
+        box = self._boxes.setdefault(user_id, _Box())
+        known = box.ids.get(message_id)
+        if known is not None:
+            return known
+        box.last_seq = seq = box.last_seq + 1
+        frame = b'{"event":"%b","data":%b,"seq":%d}' % (event.encode(), data, seq)
+        now = self._clock.seconds()
+        box.frames.append((Frame(seq, frame), message_id, now))
+        box.ids[message_id] = seq
+        while len(box.frames) > KEEP_FRAMES or box.frames[0][2] < now - KEEP_SECONDS:
+            _, forgotten, _ = box.frames.popleft()
+            box.ids.pop(forgotten, None)
+        return seq
+
+    async def head(self, user_id: str) -> Head:
+        box = self._boxes.get(user_id)
+        if box is None:
+            return Head(self._epoch, 0, 1)
+        return Head(self._epoch, box.last_seq, box.frames[0][0].seq if box.frames else box.last_seq + 1)
+
+    async def after(self, user_id: str, seq: int) -> list[Frame]:
+        box = self._boxes.get(user_id)
+        if box is None or box.last_seq <= seq:
+            return []
+        return [frame for frame, _, _ in box.frames if frame.seq > seq]
+
+    async def trim(self, user_id: str, seq: int) -> None:
+        # The ids stay until they age out with newer frames: a trimmed frame must not come again.
+        box = self._boxes.get(user_id)
+        while box is not None and box.frames and box.frames[0][0].seq <= seq:
+            box.frames.popleft()
+        if box is not None and len(box.ids) > 2 * KEEP_FRAMES:
+            keep = list(box.ids.items())[-KEEP_FRAMES:]
+            box.ids = dict(keep)
