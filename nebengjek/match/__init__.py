@@ -1,0 +1,1 @@
+"""Who is proposed to whom, and what they answer."""

@@ -1,0 +1,148 @@
+"""What a phone may say on its socket, and the frames that answer it; see contract in docs/protocol.md."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from nebengjek.contracts.geo import Latitude, Location, Longitude
+from nebengjek.contracts.match import Match
+from nebengjek.contracts.rides import AdjustmentFactor, Ride
+from nebengjek.contracts.users import Role, VehicleType
+
+FrameId = Annotated[str, Meta(min_length=1, max_length=128)]
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+Reason = Annotated[str, Meta(max_length=200)]
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    event: str
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    id: FrameId | None = None
+
+
+class BeaconData(Struct, frozen=True, kw_only=True):
+    is_active: bool
+    location: Location | None = None
+
+
+class FinderData(Struct, frozen=True, kw_only=True):
+    is_active: bool
+    location: Location | None = None
+    target_location: Location | None = None
+    vehicle_type: VehicleType | None = None
+
+
+class PhonePoint(Struct, frozen=True, kw_only=True):
+    """``timestamp``: the phone's clock, with its offset; accuracy in metres, speed in km/h, heading in degrees."""
+
+    latitude: Latitude
+    longitude: Longitude
+    timestamp: Annotated[datetime, Meta(tz=True)] | None = None
+    accuracy: Annotated[float, Meta(ge=0)] | None = None
+    speed: Annotated[float, Meta(ge=0)] | None = None
+    heading: Annotated[float, Meta(ge=0, le=360)] | None = None
+
+
+class LocationData(Struct, frozen=True, kw_only=True):
+    location: PhonePoint
+
+
+class MatchAnswerData(Struct, frozen=True, kw_only=True):
+    match_id: Id
+    reason: Reason | None = None
+
+
+class RideData(Struct, frozen=True, kw_only=True):
+    ride_id: Id
+
+
+class ArriveData(Struct, frozen=True, kw_only=True):
+    ride_id: Id
+    adjustment_factor: AdjustmentFactor = 1.0
+
+
+class PayData(Struct, frozen=True, kw_only=True):
+    ride_id: Id
+    amount: Annotated[int, Meta(ge=0)]
+    method: Annotated[str, Meta(min_length=1, max_length=32)] = "simulated"
+
+
+class CancelData(Struct, frozen=True, kw_only=True):
+    ride_id: Id
+    reason: Reason | None = None
+
+
+class SessionAckData(Struct, frozen=True, kw_only=True):
+    seq: Annotated[int, Meta(ge=0)]
+
+
+class Active(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``user.beacon`` and ``user.finder`` to their owner; ``reason`` when the system switched it off."""
+
+    is_active: bool
+    reason: str | None = None
+
+
+class FinderState(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    is_active: bool
+    location: Location | None = None
+    target_location: Location | None = None
+    vehicle_type: VehicleType | None = None
+
+
+class SessionReady(Struct, frozen=True, kw_only=True):
+    """The first frame: who you are, what can be replayed, what is going on right now."""
+
+    user_id: str
+    role: Role
+    connection_id: str
+    pod_id: str
+    epoch: str
+    last_seq: int
+    replay: str
+    beacon: Active | None
+    finder: FinderState | None
+    proposals: list[Match]
+    match: Match | None
+    ride: Ride | None
+    missing: list[str]
+
+
+class ErrorData(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    code: str
+    message: str
+    id: str | None = None
+    retry_after: float | None = None
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    location: Location
+    geohash: str
+
+
+class Tracking(Struct, frozen=True, kw_only=True):
+    ride_id: str
+    user_id: str
+    location: Location
+    eta_minutes: int | None
+
+
+class Unavailable(Struct, frozen=True, kw_only=True):
+    reason: str
+
+
+SAYS: dict[str, type[Any]] = {
+    "user.beacon": BeaconData,
+    "user.finder": FinderData,
+    "location.update": LocationData,
+    "match.accept": MatchAnswerData,
+    "match.reject": MatchAnswerData,
+    "ride.start": RideData,
+    "ride.arrive": ArriveData,
+    "ride.pay": PayData,
+    "ride.cancel": CancelData,
+    "session.ack": SessionAckData,
+}
+"""What a phone may say: the event and the shape of its data."""

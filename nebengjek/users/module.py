@@ -1,0 +1,73 @@
+"""users: accounts and phones; says who is there, tells the phones what the others say."""
+
+from typing import Any
+
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.contracts.location import LocationRefused, LocationStored
+from nebengjek.contracts.match import MatchAccepted, MatchFound, MatchRejected, MatchUnavailable
+from nebengjek.contracts.rides import (
+    RideArrived,
+    RideCancelled,
+    RideCompleted,
+    RidePayment,
+    RidePickup,
+    RideProgress,
+    RideStarted,
+)
+from nebengjek.contracts.users import UserSessionEnded
+from nebengjek.module import Module, every, on, on_batch, watch
+from nebengjek.realtime.delivery import Delivery
+from nebengjek.users.accounts import Accounts
+from nebengjek.users.otp import Otp
+from nebengjek.users.phones import Phones
+from nebengjek.users.routes import AuthController, UsersController
+from nebengjek.users.service import UsersService
+from nebengjek.users.websocket import PhoneSocket
+
+
+def users(
+    bus: MessageBus,
+    accounts: Accounts,
+    otp: Otp,
+    service: UsersService,
+    socket: PhoneSocket,
+    delivery: Delivery,
+    *,
+    otp_debug: bool,
+    allowed_prefixes: tuple[str, ...],
+) -> Module:
+    phones = Phones(delivery, service)
+
+    async def session_ended(event: UserSessionEnded) -> None:
+        delivery.close_session(event.user_id, event.session_id)
+
+    auth: dict[str, Any] = {"otp": otp, "accounts": accounts, "debug": otp_debug, "allowed_prefixes": allowed_prefixes}
+    return Module(
+        name="users",
+        routes=[
+            type("Auth", (AuthController,), auth),
+            type("Users", (UsersController,), {"accounts": accounts, "service": service}),
+            socket.route(),
+        ],
+        hears=[
+            on_batch(LocationStored, phones.stored),
+            on_batch(LocationRefused, phones.refused),
+            on(MatchFound, phones.match_found),
+            on(MatchAccepted, phones.match_accepted),
+            on(MatchRejected, phones.match_rejected),
+            on(MatchUnavailable, phones.match_unavailable),
+            on(RidePickup, phones.ride),
+            on(RideStarted, phones.ride),
+            on(RideProgress, phones.ride),
+            on(RideArrived, phones.ride),
+            on(RidePayment, phones.ride_payment),
+            on(RideCompleted, phones.ride_completed),
+            on(RideCancelled, phones.ride_cancelled),
+        ],
+        watches=[watch(UserSessionEnded, session_ended)],
+        sweeps=[
+            every(1.0, service.sweep_presence),
+            every(1.0, service.close_expired),
+            every(3600.0, accounts.forget_old),
+        ],
+    )

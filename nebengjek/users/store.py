@@ -1,0 +1,155 @@
+"""What users remembers: people, vehicles, logins, and who is bound by a match or an unpaid ride."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    Row,
+    String,
+    Table,
+    Text,
+    delete,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.database import UtcDateTime, insert_ignore, metadata
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("msisdn", String(20), unique=True),
+    Column("full_name", String(100)),
+    Column("email", String(254)),
+    Column("role", String(10), nullable=False),
+    Column("avatar_url", String(500)),
+    Column("version", Integer, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("beacon_active", Boolean, nullable=False),
+    Column("finder_active", Boolean, nullable=False),
+    Column("finder_version", Integer, nullable=False),
+    Column("finder", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("deleted_at", UtcDateTime),
+    CheckConstraint("role IN ('passenger', 'driver')", name="role"),
+)
+"""``finder``: the open search as the phone sent it, JSON. ``msisdn`` is null once the account is anonymised."""
+Index("ix_users_online", users.c.id, sqlite_where=users.c.online == true(), postgresql_where=users.c.online == true())
+
+drivers = Table(
+    "drivers",
+    metadata,
+    Column("user_id", String(36), ForeignKey("users.id"), primary_key=True),
+    Column("vehicle_type", String(10), nullable=False),
+    Column("vehicle_plate", String(12), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("user_id", String(36), ForeignKey("users.id"), nullable=False),
+    Column("session_id", String(36), nullable=False, index=True),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+    Column("used_at", UtcDateTime),
+)
+"""Only the SHA-256 of a token; a used one stays until it expires, so that its second use is noticed."""
+
+engagements = Table(
+    "engagements",
+    metadata,
+    Column("match_id", String(36), primary_key=True),
+    Column("user_id", String(36), primary_key=True, index=True),
+    Column("ended", Boolean, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+)
+"""Who is bound by an accepted match. An end that overtakes its beginning leaves ``ended`` behind."""
+
+payments_due = Table(
+    "payments_due",
+    metadata,
+    Column("ride_id", String(36), primary_key=True),
+    Column("user_id", String(36), nullable=False, index=True),
+    Column("paid", Boolean, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+)
+"""Overdue payments; one that was paid before it was heard to be overdue stays paid."""
+
+
+async def by_msisdn(tx: AsyncConnection, msisdn: str) -> Row[Any] | None:
+    return (await tx.execute(select(users).where(users.c.msisdn == msisdn))).first()
+
+
+async def by_id(tx: AsyncConnection, user_id: str) -> Row[Any] | None:
+    """The user with his vehicle (``vehicle_type``, ``vehicle_plate``: null for a passenger), unless deleted."""
+    joined = select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate).outerjoin(drivers)
+    return (await tx.execute(joined.where(users.c.id == user_id, users.c.deleted_at.is_(None)))).first()
+
+
+async def change(tx: AsyncConnection, user_id: str, now: datetime, *conditions: Any, **values: Any) -> int | None:
+    """Change the row if ``conditions`` hold and count its version; the new version, or None."""
+    statement = (
+        update(users)
+        .where(users.c.id == user_id, users.c.deleted_at.is_(None), *conditions)
+        .values(version=users.c.version + 1, updated_at=now, **values)
+        .returning(users.c.version)
+    )
+    version: int | None = (await tx.execute(statement)).scalar()
+    return version
+
+
+async def engaged_in(tx: AsyncConnection, user_id: str) -> str | None:
+    """The match that binds the user, if one does."""
+    statement = select(engagements.c.match_id).where(engagements.c.user_id == user_id, engagements.c.ended.is_(False))
+    match_id: str | None = (await tx.execute(statement.limit(1))).scalar()
+    return match_id
+
+
+async def engage(tx: AsyncConnection, match_id: str, user_ids: tuple[str, ...], now: datetime) -> None:
+    """Bind them, unless the match has ended already."""
+    for user_id in user_ids:
+        row = {"match_id": match_id, "user_id": user_id, "ended": False, "changed_at": now}
+        await insert_ignore(tx, engagements, row)
+
+
+async def release(tx: AsyncConnection, match_id: str, user_ids: tuple[str, ...], now: datetime) -> None:
+    """The match is over for good."""
+    for user_id in user_ids:
+        row = {"match_id": match_id, "user_id": user_id, "ended": True, "changed_at": now}
+        if not await insert_ignore(tx, engagements, row):
+            of_user = (engagements.c.match_id == match_id) & (engagements.c.user_id == user_id)
+            await tx.execute(update(engagements).where(of_user).values(ended=True, changed_at=now))
+
+
+async def owes(tx: AsyncConnection, user_id: str) -> str | None:
+    """An overdue ride that the user has not paid."""
+    statement = select(payments_due.c.ride_id).where(payments_due.c.user_id == user_id, payments_due.c.paid.is_(False))
+    ride_id: str | None = (await tx.execute(statement.limit(1))).scalar()
+    return ride_id
+
+
+async def note_payment(tx: AsyncConnection, ride_id: str, user_id: str, *, paid: bool, now: datetime) -> None:
+    """Overdue, or paid after all; paid is final whatever is heard later."""
+    row = {"ride_id": ride_id, "user_id": user_id, "paid": paid, "changed_at": now}
+    if not await insert_ignore(tx, payments_due, row) and paid:
+        await tx.execute(
+            update(payments_due).where(payments_due.c.ride_id == ride_id).values(paid=True, changed_at=now)
+        )
+
+
+async def forget_ended(tx: AsyncConnection, before: datetime) -> None:
+    """Drop ended engagements, settled debts and dead refresh tokens that are older than ``before``."""
+    await tx.execute(delete(engagements).where(engagements.c.ended.is_(True), engagements.c.changed_at < before))
+    await tx.execute(delete(payments_due).where(payments_due.c.paid.is_(True), payments_due.c.changed_at < before))
+    await tx.execute(delete(refresh_tokens).where(refresh_tokens.c.expires_at < before))

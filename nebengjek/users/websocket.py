@@ -1,0 +1,419 @@
+"""The phone's socket: frames in become commands and points, answers and events become frames out."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from litestar import WebSocket
+from litestar.handlers import WebsocketRouteHandler
+from msgspec import Struct
+
+from nebengjek.bus.messaging import MessageBus, RemoteError
+from nebengjek.bus.tracing import enter, new_trace, tracing
+from nebengjek.contracts.location import FrameRef
+from nebengjek.contracts.match import AcceptMatch, MatchesOf, OngoingMatches, RejectMatch
+from nebengjek.contracts.message import uuid7
+from nebengjek.contracts.rides import ArriveRide, CancelRide, OngoingRide, PayRide, RideOfUser, StartRide
+from nebengjek.errors import (
+    Conflict,
+    Invalid,
+    NebengJekError,
+    NotFound,
+    RateLimited,
+    Rejected,
+    Unauthenticated,
+    Unavailable,
+)
+from nebengjek.faststate import FastState
+from nebengjek.realtime.delivery import TOKEN_ENDED, Connection, Delivery, encode_frame
+from nebengjek.users import frames
+from nebengjek.users.frames import SAYS, ErrorData, Frame, SessionReady
+from nebengjek.users.service import UsersService
+from nebengjek.web import Identity
+
+SUBPROTOCOL = "nebengjek.v1"
+BAD_FRAMES = 20
+BAD_FRAMES_CODE = 4400
+ANSWER_SECONDS = 300.0
+SNAPSHOT_SECONDS = 1.0
+
+log = structlog.stdlib.get_logger("nebengjek.users.websocket")
+
+_frame = msgspec.json.Decoder(Frame)
+_point = msgspec.json.Decoder(frames.LocationData)
+_data = {event: msgspec.json.Decoder(shape) for event, shape in SAYS.items()}
+
+
+class Authenticate(Protocol):
+    """The identity of a token. Raises Unauthenticated, also when its session has ended."""
+
+    async def __call__(self, token: str) -> Identity: ...
+
+
+class InvalidFrame(Invalid):
+    """Not JSON, not an object with an event, or data of another shape than the event's."""
+
+    code = "INVALID_FRAME"
+
+
+class UnknownEvent(Invalid):
+    code = "UNKNOWN_EVENT"
+
+
+class Allowance:
+    """A token bucket: ``rate`` frames a second, at most ``burst`` saved up; 0 = no limit."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._saved = burst
+        self._at = time.monotonic()
+
+    def take(self) -> float:
+        """0 when the frame may pass, else the seconds until one may."""
+        if not self._rate:
+            return 0.0
+        now = time.monotonic()
+        self._saved = min(self._burst, self._saved + (now - self._at) * self._rate)
+        self._at = now
+        if self._saved >= 1:
+            self._saved -= 1
+            return 0.0
+        return (1 - self._saved) / self._rate
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    frames_per_second: float
+    frame_burst: float
+    max_frame: int
+
+
+class PhoneSocket:
+    """Serves every socket of this pod; one ``Phone`` each."""
+
+    def __init__(
+        self,
+        bus: MessageBus,
+        service: UsersService,
+        delivery: Delivery,
+        state: FastState,
+        authenticate: Authenticate,
+        settings: Settings,
+    ) -> None:
+        self.bus = bus
+        self.service = service
+        self.delivery = delivery
+        self.state = state
+        self.settings = settings
+        self._authenticate = authenticate
+
+    def route(self) -> WebsocketRouteHandler:
+        async def phone(socket: WebSocket[Any, Any, Any]) -> None:
+            await self.serve(socket)
+
+        return WebsocketRouteHandler("/ws", opt={"public": True})(phone)
+
+    async def serve(self, socket: WebSocket[Any, Any, Any]) -> None:
+        """Accept, tell what is going on, and go on until either side closes."""
+        offered = socket.scope.get("subprotocols") or []
+        await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        try:
+            identity = await self._authenticate(_token(socket, offered))
+            row, _, _ = await self.service.state(identity.user_id)
+        except (Unauthenticated, NotFound) as error:
+            await socket.close(code=TOKEN_ENDED, reason=str(error)[:100])
+            return
+        asked = _asked(socket)
+        head = await self.delivery.mailbox.head(identity.user_id)
+        epoch, last_seq = asked or (None, None)
+        knows = epoch == head.epoch and last_seq is not None and head.first - 1 <= last_seq <= head.last_seq
+        replay = "none" if asked is None else "complete" if knows else "reset"
+        start = last_seq if knows and last_seq is not None else head.last_seq
+        connection = Connection(uuid7(), identity, self.delivery.mailbox, start)
+        phone = Phone(self, socket, connection)
+        await self.delivery.attach(connection)
+        try:
+            await self.service.came(identity.user_id)
+            ready = await self._ready(connection, row.role, head.epoch, start, replay)
+            connection.answer(encode_frame("session.ready", ready))
+            connection.ring()
+            await phone.talk()
+        finally:
+            await self.delivery.detach(connection)
+
+    async def _ready(self, connection: Connection, role: Any, epoch: str, last_seq: int, replay: str) -> SessionReady:
+        user_id = connection.user_id
+        missing: list[str] = []
+
+        async def ask(module: str, question: Awaitable[Any], otherwise: Any) -> Any:
+            try:
+                return await question
+            except (Unavailable, RemoteError):
+                missing.append(module)
+                return otherwise
+
+        with tracing(new_trace()):
+            matches, ride = await asyncio.gather(
+                ask(
+                    "match",
+                    self.bus.request(MatchesOf(user_id=user_id), timeout=SNAPSHOT_SECONDS),
+                    OngoingMatches(proposals=[]),
+                ),
+                ask(
+                    "rides",
+                    self.bus.request(RideOfUser(user_id=user_id), timeout=SNAPSHOT_SECONDS),
+                    OngoingRide(ride=None),
+                ),
+            )
+        _, beacon, finder = await self.service.state(user_id)
+        return SessionReady(
+            user_id=user_id,
+            role=role,
+            connection_id=connection.id,
+            pod_id=self.bus.pod_id,
+            epoch=epoch,
+            last_seq=last_seq,
+            replay=replay,
+            beacon=beacon,
+            finder=finder,
+            proposals=matches.proposals,
+            match=matches.match,
+            ride=ride.ride,
+            missing=missing,
+        )
+
+
+class Phone:
+    """One socket: reads frames one after the other; a second task sends."""
+
+    def __init__(self, server: PhoneSocket, socket: WebSocket[Any, Any, Any], connection: Connection) -> None:
+        self._server = server
+        self._socket = socket
+        self._connection = connection
+        self._identity = connection.identity
+        settings = server.settings
+        self._allowance = Allowance(settings.frames_per_second, settings.frame_burst)
+        self._max_frame = settings.max_frame
+        self._bad = 0
+        self._unsettled = 0
+        self._settled = asyncio.Event()
+        self._commands: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "user.beacon": self._beacon,
+            "user.finder": self._finder,
+            "match.accept": self._accept,
+            "match.reject": self._reject,
+            "ride.start": self._start,
+            "ride.arrive": self._arrive,
+            "ride.pay": self._pay,
+            "ride.cancel": self._cancel,
+            "session.ack": self._session_ack,
+        }
+
+    async def talk(self) -> None:
+        """Until the phone goes or the server closes the connection."""
+        reading = asyncio.create_task(self._read(), name=f"phone {self._connection.id}")
+        sending = asyncio.create_task(self._connection.send_all(self._send), name=f"sender {self._connection.id}")
+        try:
+            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reading, sending):
+                task.cancel()
+            ended = await asyncio.gather(reading, sending, return_exceptions=True)
+        for error in ended:
+            # A socket that dies under a send is the end of a phone, not an error of ours.
+            if isinstance(error, Exception) and not isinstance(error, (OSError, RuntimeError)):
+                log.error("phone.broken", connection=self._connection.id, exc_info=error)
+        if self._connection.close_code is not None:
+            with suppress(RuntimeError):
+                await self._socket.close(code=self._connection.close_code)
+
+    async def _send(self, text: str) -> None:
+        await self._socket.send({"type": "websocket.send", "text": text, "bytes": None})
+
+    async def _read(self) -> None:
+        receive = self._socket.receive
+        while self._connection.close_code is None:
+            message: Any = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if message["type"] != "websocket.receive":
+                continue
+            text = message.get("text")
+            if text is not None and len(text) <= self._max_frame:
+                await self._frame(text)
+            elif text is None:
+                self._refuse(InvalidFrame("frames are text, not binary"), None)
+            else:
+                self._connection.close(1009)
+
+    async def _frame(self, text: str) -> None:
+        frame_id: str | None = None
+        wait = self._allowance.take()
+        try:
+            frame = _decode_frame(text)
+            frame_id = frame.id
+            if wait:
+                raise RateLimited("too many frames", retry_after=wait)
+            enter(new_trace())
+            if frame.event == "location.update":
+                await self._point(frame)
+            elif frame.event in self._commands:
+                await self._command(frame)
+            else:
+                raise UnknownEvent(f"there is no event {frame.event[:64]!r}")
+        except (InvalidFrame, UnknownEvent) as error:
+            self._refuse(error, frame_id)
+            self._bad += 1
+            if self._bad >= BAD_FRAMES:
+                self._connection.close(BAD_FRAMES_CODE)
+        except (Rejected, Unavailable, RemoteError) as error:
+            self._refuse(error, frame_id)
+            if not isinstance(error, RateLimited):
+                self._bad = 0
+        else:
+            self._bad = 0
+
+    # -- points
+
+    async def _point(self, frame: Frame) -> None:
+        data = _decode_data(_point, frame)
+        self._unsettled += 1
+        await self._server.service.point(
+            self._connection.user_id,
+            data.location,
+            FrameRef(connection_id=self._connection.id, id=frame.id),
+            self._point_settled,
+        )
+
+    def _point_settled(self, envelope: Any, outcome: Any) -> None:
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._settled.set()
+        if isinstance(outcome, NebengJekError):
+            self._refuse(Unavailable("bus", "the point could not be stored, send it again"), None)
+
+    async def _points_stored(self) -> None:
+        """What was sent before a command is in the stream before the command is decided."""
+        while self._unsettled:
+            self._settled.clear()
+            await self._settled.wait()
+
+    # -- commands
+
+    async def _command(self, frame: Frame) -> None:
+        data = _decode_data(_data[frame.event], frame)
+        await self._points_stored()
+        if frame.id is None:
+            await self._commands[frame.event](data)
+            return
+        key = f"frame:{self._connection.user_id}:{hashlib.sha256(frame.id.encode()).hexdigest()[:32]}"
+        content = hashlib.sha256(frame.event.encode() + b"\0" + bytes(frame.data)).digest()
+        known = await self._server.state.get(key)
+        if known is not None:
+            if known[:32] != content:
+                raise Conflict("this id was used for another frame", code="ID_REUSED")
+            self._connection.answer(known[32:])
+            return
+        answer = await self._answered(frame, data)
+        await self._server.state.put(key, content + answer, ANSWER_SECONDS)
+        self._connection.answer(answer)
+
+    async def _answered(self, frame: Frame, data: Any) -> bytes:
+        """The ack, or the refusal, which is the same when asked again; what is only unavailable may pass later."""
+        try:
+            result = await self._commands[frame.event](data)
+        except RateLimited:
+            raise
+        except Rejected as error:
+            return encode_frame("error", _error(error, frame.id))
+        fields = msgspec.structs.asdict(result) if result is not None else {}
+        return encode_frame("ack", {"id": frame.id, **fields})
+
+    async def _beacon(self, data: frames.BeaconData) -> Any:
+        return await self._server.service.beacon(self._connection.user_id, data)
+
+    async def _finder(self, data: frames.FinderData) -> Any:
+        return await self._server.service.finder(self._connection.user_id, data)
+
+    async def _accept(self, data: frames.MatchAnswerData) -> Any:
+        query = AcceptMatch(match_id=data.match_id, user_id=self._connection.user_id)
+        return await self._server.bus.request(query)
+
+    async def _reject(self, data: frames.MatchAnswerData) -> Any:
+        query = RejectMatch(match_id=data.match_id, user_id=self._connection.user_id, reason=data.reason)
+        return await self._server.bus.request(query)
+
+    async def _start(self, data: frames.RideData) -> Any:
+        return await self._server.bus.request(StartRide(ride_id=data.ride_id, user_id=self._connection.user_id))
+
+    async def _arrive(self, data: frames.ArriveData) -> Any:
+        query = ArriveRide(
+            ride_id=data.ride_id, user_id=self._connection.user_id, adjustment_factor=data.adjustment_factor
+        )
+        return await self._server.bus.request(query, timeout=15.0)
+
+    async def _pay(self, data: frames.PayData) -> Any:
+        query = PayRide(ride_id=data.ride_id, user_id=self._connection.user_id, amount=data.amount, method=data.method)
+        return await self._server.bus.request(query, timeout=15.0)
+
+    async def _cancel(self, data: frames.CancelData) -> Any:
+        query = CancelRide(ride_id=data.ride_id, user_id=self._connection.user_id, reason=data.reason)
+        return await self._server.bus.request(query)
+
+    async def _session_ack(self, data: frames.SessionAckData) -> None:
+        seq = min(data.seq, self._connection.last_seq)
+        await self._server.delivery.mailbox.trim(self._connection.user_id, seq)
+
+    # -- refusals
+
+    def _refuse(self, error: NebengJekError, frame_id: str | None) -> None:
+        self._connection.answer(encode_frame("error", _error(error, frame_id)))
+
+
+def _error(error: NebengJekError, frame_id: str | None) -> ErrorData:
+    retry_after = round(error.retry_after, 3) if isinstance(error, RateLimited) else None
+    code = str(getattr(error, "code", "INTERNAL"))
+    message = str(getattr(error, "message", error))
+    return ErrorData(code=code, message=message, id=frame_id, retry_after=retry_after)
+
+
+def _decode_frame(text: str) -> Frame:
+    try:
+        return _frame.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidFrame(f"not a frame: {error}") from error
+    except RecursionError as error:
+        raise InvalidFrame("not a frame: nested too deep") from error
+
+
+def _decode_data(decoder: Any, frame: Frame) -> Any:
+    try:
+        return decoder.decode(frame.data)
+    except msgspec.DecodeError as error:
+        raise InvalidFrame(f"{frame.event}: {error}") from error
+
+
+def _token(socket: WebSocket[Any, Any, Any], offered: list[str]) -> str:
+    header = socket.headers.get("authorization", "")
+    if header[:7].lower() == "bearer ":
+        return header[7:].strip()
+    for protocol in offered:
+        if protocol.startswith("bearer."):
+            return protocol.removeprefix("bearer.")
+    raise Unauthenticated("a token is needed")
+
+
+def _asked(socket: WebSocket[Any, Any, Any]) -> tuple[str, int] | None:
+    """``?epoch=E&last_seq=N``; a number that is none is one that no mailbox knows."""
+    epoch, last = socket.query_params.get("epoch"), socket.query_params.get("last_seq")
+    if epoch is None and last is None:
+        return None
+    try:
+        return str(epoch), int(str(last))
+    except ValueError:
+        return str(epoch), -1
