@@ -1,15 +1,27 @@
-"""What all routes share: who is asking, and failures as ``application/problem+json`` (RFC 9457)."""
+"""What all routes share: who is asking, failures as ``application/problem+json`` (RFC 9457), health."""
 
+import hmac
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from litestar import MediaType, Request, Response, get
+from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import BaseRouteHandler
 
-from nebengjek.errors import NebengJekError, NotFound, RateLimited, Rejected, Unavailable
+from nebengjek.errors import NebengJekError, RateLimited, Rejected, Unauthenticated, Unavailable
 from nebengjek.tokens import Identity
 
-__all__ = ["Identity", "Problem", "exception_handlers", "own"]
+__all__ = [
+    "Check",
+    "HealthReport",
+    "Identity",
+    "Problem",
+    "admin_guard",
+    "exception_handlers",
+    "health_routes",
+]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,7 +100,58 @@ exception_handlers: dict[Any, Any] = {
 """For ``Litestar(exception_handlers=...)``; what is in no branch of the error tree stays a 500 and is logged."""
 
 
-def own(found: bool, what: str, identifier: str) -> None:
-    """Raises NotFound unless ``found``: somebody else's things are not there for him."""
-    if not found:
-        raise NotFound(f"there is no {what} {identifier[:64]}")
+def admin_guard(api_key: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
+    """A Litestar guard for operators' routes: ``X-API-Key``, compared in constant time."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        given = connection.headers.get("x-api-key", "")
+        if not hmac.compare_digest(given.encode(), api_key.encode()):
+            raise Unauthenticated("X-API-Key is missing or wrong")
+
+    return guard
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One part of the process: ``up`` or why not."""
+
+    name: str
+    up: bool
+    where: str
+    reason: str | None = None
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+    pod_id: str
+    checks: list[Check]
+    details: dict[str, Any]
+
+
+Examine = Callable[[], Awaitable[HealthReport]]
+
+
+def health_routes(pod_id: str, examine: Examine) -> list[Any]:
+    """``/health/live`` answers while the process runs; the others are 503 unless every check is up."""
+
+    def answer(report: HealthReport, body: Any) -> Response[Any]:
+        return Response(body, status_code=200 if report.status == "up" else 503, media_type=MediaType.JSON)
+
+    @get("/health/live", opt={"public": True}, tags=["health"])
+    async def live() -> dict[str, str]:
+        """The process runs."""
+        return {"status": "up", "pod_id": pod_id}
+
+    @get(["/health", "/health/ready"], opt={"public": True}, tags=["health"])
+    async def ready() -> Response[dict[str, Any]]:
+        """Streams exist, own consumers are attached and moving, stores answer."""
+        report = await examine()
+        down = {check.name: check.reason for check in report.checks if not check.up}
+        return answer(report, {"status": report.status, "pod_id": pod_id, "down": down})
+
+    @get("/health/detailed", opt={"public": True}, tags=["health"])
+    async def detailed() -> Response[HealthReport]:
+        """Every part, every consumer."""
+        report = await examine()
+        return answer(report, report)
+
+    return [live, ready, detailed]

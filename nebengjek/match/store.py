@@ -165,12 +165,14 @@ async def ensure_beacon(tx: AsyncConnection, driver_id: str, now: datetime) -> R
     }
     await insert_ignore(tx, beacons, row)
     statement = select(beacons).where(beacons.c.driver_id == driver_id).with_for_update()
-    return (await tx.execute(statement)).one()
+    found: Row[Any] = (await tx.execute(statement)).one()
+    return found
 
 
 async def change_beacon(tx: AsyncConnection, driver_id: str, **values: Any) -> Row[Any]:
     statement = update(beacons).where(beacons.c.driver_id == driver_id).values(values).returning(beacons)
-    return (await tx.execute(statement)).one()
+    changed: Row[Any] = (await tx.execute(statement)).one()
+    return changed
 
 
 async def available(tx: AsyncConnection, driver_ids: Collection[str] | None = None) -> Sequence[Row[Any]]:
@@ -212,7 +214,8 @@ async def expired_searches(tx: AsyncConnection, now: datetime) -> Sequence[Row[A
     statement = (
         update(searches).where(_search_open, searches.c.expires_at <= now).values(status="ENDED").returning(searches)
     )
-    return (await tx.execute(statement)).all()
+    ended: Sequence[Row[Any]] = (await tx.execute(statement)).all()
+    return ended
 
 
 async def unfilled_searches(tx: AsyncConnection, room: int) -> Sequence[Row[Any]]:
@@ -261,7 +264,7 @@ async def offers(tx: AsyncConnection, driver_ids: Collection[str]) -> dict[str, 
         .where(_open, matches.c.driver_id.in_(driver_ids))
         .group_by(matches.c.driver_id)
     )
-    return {driver_id: n for driver_id, n in (await tx.execute(statement)).all()}
+    return {row[0]: row[1] for row in (await tx.execute(statement)).all()}
 
 
 async def engaged_among(tx: AsyncConnection, user_ids: Collection[str]) -> set[str]:
@@ -277,7 +280,8 @@ async def move(tx: AsyncConnection, match_id: str, to: str, *, when: Collection[
         .values(status=to, version=matches.c.version + 1, **values)
         .returning(matches)
     )
-    return (await tx.execute(statement)).first()
+    moved: Row[Any] | None = (await tx.execute(statement)).first()
+    return moved
 
 
 async def end_open(tx: AsyncConnection, condition: Any, *, status: str, reason: str) -> Sequence[Row[Any]]:
@@ -286,13 +290,14 @@ async def end_open(tx: AsyncConnection, condition: Any, *, status: str, reason: 
     ids = list((await tx.execute(statement)).scalars())
     if not ids:
         return []
-    ended = (
+    statement_ended = (
         update(matches)
         .where(matches.c.match_id.in_(ids), _open)
         .values(status=status, reason=reason, version=matches.c.version + 1)
         .returning(matches)
     )
-    return (await tx.execute(ended)).all()
+    ended: Sequence[Row[Any]] = (await tx.execute(statement_ended)).all()
+    return ended
 
 
 async def engage(tx: AsyncConnection, match_id: str, user_ids: Collection[str]) -> bool:

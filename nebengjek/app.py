@@ -1,0 +1,407 @@
+"""The composition root: settings → bus → stores → modules → Litestar. It knows all, and is known by none."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from litestar import Litestar, Request
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from nebengjek import schema
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.messaging import DrainReport, MessageBus
+from nebengjek.clock import Clock, SystemClock
+from nebengjek.contracts.message import uuid7
+from nebengjek.database import Database
+from nebengjek.errors import Misconfigured, Unauthenticated, Unavailable
+from nebengjek.faststate import FastState, MemoryFastState, connect_redis
+from nebengjek.location.module import location
+from nebengjek.location.store import MemoryPoints, Points
+from nebengjek.match.module import match
+from nebengjek.match.pool import MemoryPool, Pool
+from nebengjek.migrations import HEAD
+from nebengjek.module import Module, Sweep
+from nebengjek.pods import Pods
+from nebengjek.realtime.delivery import Delivery
+from nebengjek.realtime.mailbox import MemoryMailbox
+from nebengjek.realtime.presence import MemoryPresence
+from nebengjek.rides.fares import Tariff
+from nebengjek.rides.module import rides
+from nebengjek.rides.payments import SimulatedGateway
+from nebengjek.settings import Settings
+from nebengjek.streams import streams
+from nebengjek.telemetry import Metrics
+from nebengjek.tokens import Identity, Tokens
+from nebengjek.users.accounts import Accounts
+from nebengjek.users.module import users
+from nebengjek.users.otp import ConsoleSms, Otp, SmsSender
+from nebengjek.users.service import UsersService
+from nebengjek.users.websocket import PhoneSocket
+from nebengjek.users.websocket import Settings as SocketSettings
+from nebengjek.web import Check, HealthReport, admin_guard, exception_handlers, health_routes
+
+MODULES = ("users", "location", "match", "rides")
+HEARTBEAT_SECONDS = 5.0
+
+log = structlog.stdlib.get_logger("nebengjek.app")
+
+
+class App:
+    """Everything that runs in this process. ``start`` and ``stop`` are Litestar's lifespan; tests call them too."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        broker: Broker | None = None,
+        running: Sequence[str] | None = None,
+        sms: SmsSender | None = None,
+        sweeping: bool = True,
+    ) -> None:
+        """``running``: the modules of this pod, default all. ``sweeping=False``: the caller calls ``sweep``."""
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.pod_id = settings.nats.pod_id or f"pod-{uuid7()[-12:]}"
+        self.metrics = Metrics()
+        self.database = Database(settings.database.url, pool_size=settings.database.pool_size)
+        self.redis = connect_redis(settings.redis.url) if settings.redis.url else None
+        self.broker = broker or _broker(settings, self.pod_id)
+        self._sweeping = sweeping
+        self._sweepers: list[asyncio.Task[None]] = []
+        self._started = False
+        self.drained: DrainReport | None = None
+        self.bus = MessageBus(
+            self.broker,
+            streams(settings.nats.replicas),
+            self.database.begin,
+            pod_id=self.pod_id,
+            clock=self.clock,
+            observer=self.metrics,
+            audit=settings.log.audit,
+        )
+        self.database.on_commit(self.bus.outbox.committed)
+        self.state = self._fast_state()
+        self.delivery = Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
+        self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
+        self._sms = sms or _sms(settings)
+        self.modules = self._modules()
+        self.running = [module for module in self.modules if running is None or module.name in running]
+        for module in self.modules:
+            self.bus.wire(module.name, module.hears, module.watches, module.answers, running=module in self.running)
+        self.pods = Pods(
+            self.bus, self.clock, modules=[module.name for module in self.running], embedded=self.embedded()
+        )
+        self.litestar = self._litestar()
+
+    # -- parts
+
+    def embedded(self) -> list[str]:
+        """The parts that live in this process and end with it."""
+        parts = {"bus": self.broker.durable, "fast state": self.redis is not None}
+        parts["database"] = not self.database.is_sqlite
+        return [name for name, real in parts.items() if not real]
+
+    def parts(self) -> list[tuple[str, str, str]]:
+        """(part, ``embedded`` or ``real``, where), for people."""
+        embedded = self.embedded()
+        where = {"bus": self.broker.where, "fast state": self.state.where, "database": self.database.where}
+        return [(name, "embedded" if name in embedded else "real", place) for name, place in where.items()]
+
+    def _fast_state(self) -> FastState:
+        if self.redis is None:
+            return MemoryFastState(self.clock)
+        from nebengjek.faststate import RedisFastState
+
+        return RedisFastState(self.redis)
+
+    def _points(self) -> Points:
+        if self.redis is None:
+            return MemoryPoints(self.clock)
+        from nebengjek.location.store import RedisPoints
+
+        return RedisPoints(self.redis)
+
+    def _pool(self) -> Pool:
+        if self.redis is None:
+            return MemoryPool()
+        from nebengjek.match.pool import RedisPool
+
+        return RedisPool(self.redis)
+
+    def _modules(self) -> list[Module]:
+        settings = self.settings
+        tariff = Tariff(settings.billing.rate_per_km, settings.billing.minimum_fare, settings.billing.admin_fee_percent)
+        return [
+            self._users(),
+            location(
+                self.bus,
+                self.database,
+                self._points(),
+                self.clock,
+                max_clock_skew=settings.location.max_clock_skew,
+                max_speed_kmh=settings.location.max_speed_kmh,
+                ttl=settings.location.ttl,
+                min_move_m=settings.rides.min_move_m,
+                ledger_step_km=settings.rides.ledger_step_km,
+                arrival_wait=settings.rides.arrival_wait,
+                path_ttl=settings.location.path_ttl,
+            ),
+            match(
+                self.bus,
+                self.database,
+                self._pool(),
+                self.clock,
+                tariff.fare,
+                radius_km=settings.match.radius_km,
+                max_candidates=settings.match.max_candidates,
+                offers_per_driver=settings.match.offers_per_driver,
+                offer_ttl=settings.match.offer_ttl,
+                search_ttl=settings.match.search_ttl,
+                seen_ttl=settings.location.ttl,
+                open_within=settings.match.open_within,
+                open_check=settings.match.open_check,
+            ),
+            rides(
+                self.bus,
+                self.database,
+                SimulatedGateway(),
+                self.clock,
+                rate_per_km=settings.billing.rate_per_km,
+                minimum_fare=settings.billing.minimum_fare,
+                admin_fee_percent=settings.billing.admin_fee_percent,
+                start_radius_m=settings.rides.start_radius_m,
+                pickup_ttl=settings.rides.pickup_ttl,
+                payment_ttl=settings.rides.payment_ttl,
+                arrival_wait=settings.rides.arrival_wait,
+                admin_guard=admin_guard(settings.admin.api_key),
+            ),
+        ]
+
+    def _users(self) -> Module:
+        auth = self.settings.auth
+        accounts = Accounts(
+            self.bus,
+            self.database,
+            self.state,
+            self.tokens,
+            self.clock,
+            refresh_days=auth.refresh_days,
+            token_hours=auth.token_hours,
+        )
+        otp = Otp(
+            self.state,
+            self._sms,
+            auth.jwt_secret,
+            lifetime=auth.otp_ttl,
+            tries=auth.otp_tries,
+            requests=auth.otp_requests,
+            window=auth.otp_window,
+            per_address=auth.otp_per_address,
+        )
+        service = UsersService(
+            self.bus, self.database, self.delivery, self.clock, grace=self.settings.location.offline_grace
+        )
+        web = self.settings.web
+        socket = PhoneSocket(
+            self.bus,
+            service,
+            self.delivery,
+            self.state,
+            self.authenticate,
+            SocketSettings(
+                frames_per_second=web.frames_per_second, frame_burst=web.frame_burst, max_frame=web.max_frame
+            ),
+        )
+        return users(
+            self.bus,
+            accounts,
+            otp,
+            service,
+            socket,
+            self.delivery,
+            otp_debug=auth.otp_debug,
+            allowed_prefixes=auth.allowed_prefixes,
+        )
+
+    async def authenticate(self, token: str) -> Identity:
+        """The identity of an access token. Raises Unauthenticated, also when its session has ended."""
+        identity = self.tokens.read(token)
+        if await self.state.get(f"session:ended:{identity.session_id}") is not None:
+            raise Unauthenticated("the session has ended")
+        return identity
+
+    # -- web
+
+    def _litestar(self) -> Litestar:
+        async def provide_user(request: Request[Any, Any, Any]) -> Identity:
+            header = request.headers.get("authorization", "")
+            if header[:7].lower() != "bearer ":
+                raise Unauthenticated("a bearer token is needed")
+            return await self.authenticate(header[7:].strip())
+
+        origins = list(self.settings.web.allowed_origins)
+        handlers = [route for module in self.running for route in module.routes]
+        return Litestar(
+            [*handlers, *health_routes(self.pod_id, self.examine), *self._operators()],
+            dependencies={"user": Provide(provide_user)},
+            exception_handlers=exception_handlers,
+            lifespan=[self._lifespan],
+            cors_config=CORSConfig(allow_origins=origins) if origins else None,
+            openapi_config=_openapi(),
+            request_max_body_size=self.settings.web.max_frame,
+            logging_config=None,
+        )
+
+    def _operators(self) -> list[Any]:
+        return []
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    # -- life
+
+    async def start(self) -> None:
+        """Schema, bus, sweeps. Raises Misconfigured when the schema is old and migrating is not ours to do."""
+        await self._prepare_schema()
+        for module in self.running:
+            if module.start is not None:
+                await module.start()
+        await self.bus.start()
+        self._started = True
+        if self._sweeping:
+            await self.pods.beat()
+            for sweep in self.sweeps():
+                self._sweepers.append(asyncio.create_task(self._sweep_for_ever(sweep)))
+
+    async def _prepare_schema(self) -> None:
+        if self.settings.profile != "production" or self.database.is_sqlite:
+            await schema.upgrade(self.database)
+            return
+        found = await schema.revision(self.database)
+        if found != HEAD:
+            raise Misconfigured(
+                f"database.url: the schema is {found or 'empty'}, expected {HEAD}; run: nebengjek db upgrade"
+            )
+
+    def sweeps(self) -> list[Sweep]:
+        """What every pod does each few seconds."""
+        return [
+            *(sweep for module in self.running for sweep in module.sweeps),
+            Sweep(seconds=HEARTBEAT_SECONDS, run=self._beat),
+            Sweep(seconds=3600.0, run=self._forget_handled),
+        ]
+
+    async def _beat(self) -> None:
+        self.pods.sockets = self.delivery.sockets
+        await self.pods.beat()
+
+    async def _forget_handled(self) -> None:
+        async with self.database.begin() as tx:
+            await self.bus.inbox.forget_old(tx)
+
+    async def sweep(self) -> None:
+        """Every sweep once, now: for whoever moves the clock."""
+        for sweep in self.sweeps():
+            await sweep.run()
+
+    async def _sweep_for_ever(self, sweep: Sweep) -> None:
+        name = getattr(sweep.run, "__qualname__", str(sweep.run))
+        while True:
+            await asyncio.sleep(sweep.seconds)
+            try:
+                await sweep.run()
+            except Exception as error:
+                self.metrics.sweep_failed(name)
+                log.warning("sweep.failed", sweep=name, exc_info=error)
+
+    async def stop(self) -> None:
+        """Let everything end that has begun; what is not done is done by the next start."""
+        for sweeper in self._sweepers:
+            sweeper.cancel()
+        await asyncio.gather(*self._sweepers, return_exceptions=True)
+        self._sweepers.clear()
+        self.drained = await self.bus.drain(self.settings.nats.drain_timeout)
+        log.info("bus.drained", finished=self.drained.finished, abandoned=self.drained.abandoned)
+        await self.state.close()
+        if self.redis is not None:
+            await self.redis.aclose()
+        await self.database.close()
+
+    # -- health
+
+    async def examine(self) -> HealthReport:
+        """Every part of this process, and the bus in detail."""
+        health = await self.bus.health()
+        checks = [
+            await _check("database", self.database.where, self.database.ping),
+            await _check("fast state", self.state.where, self.state.ping),
+            Check(
+                name="bus",
+                up=health.established,
+                where=health.where,
+                reason=None if health.established else health.status.value,
+            ),
+        ]
+        for consumer in health.consumers:
+            if not consumer.moving:
+                reason = f"{consumer.consumer}: " + (
+                    f"waits for {consumer.blocked_by}"
+                    if consumer.blocked_by
+                    else f"last pull {consumer.last_pull_age:.0f} s ago"
+                )
+                checks.append(Check(name="consumers", up=False, where=consumer.stream, reason=reason))
+                break
+        if conflict := self.pods.conflict():
+            checks.append(Check(name="pods", up=False, where=self.pod_id, reason=conflict))
+        return HealthReport(
+            status="up" if all(check.up for check in checks) else "down",
+            pod_id=self.pod_id,
+            checks=checks,
+            details={"bus": health, "sockets": self.delivery.sockets},
+        )
+
+
+def _broker(settings: Settings, pod_id: str) -> Broker:
+    if not settings.nats.is_real:
+        return MemoryBroker(MemoryServer())
+    # nats-py is not imported where no NATS is used: it costs a fifth of a second of the start.
+    from nebengjek.bus.jetstream import JetStreamBroker
+
+    return JetStreamBroker.from_settings(settings.nats, name=pod_id)
+
+
+def _sms(settings: Settings) -> SmsSender:
+    return ConsoleSms()
+
+
+async def _check(name: str, where: str, ping: Callable[[], Any]) -> Check:
+    try:
+        await ping()
+    except Unavailable as error:
+        return Check(name=name, up=False, where=where, reason=error.message)
+    return Check(name=name, up=True, where=where)
+
+
+def _openapi() -> OpenAPIConfig:
+    bearer = SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")
+    return OpenAPIConfig(
+        title="NebengJek",
+        version="1",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
+        components=Components(security_schemes={"bearer": bearer}),
+        security=[{"bearer": []}],
+    )

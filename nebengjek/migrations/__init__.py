@@ -1,0 +1,4 @@
+"""The database's schema over time (Alembic); one history for SQLite and PostgreSQL."""
+
+HEAD = "0001"
+"""The newest revision; a test compares it with the scripts."""

@@ -1,0 +1,99 @@
+"""The processes that run this application: each tells the others that it is there, every few seconds."""
+
+import os
+import resource
+import time
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from nebengjek.bus.interface import CoreMessage
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.clock import Clock
+from nebengjek.errors import Unavailable
+
+HEARTBEAT = "pod.heartbeat"
+FORGOTTEN_AFTER = 10.0
+
+
+class PodHeartbeat(Struct, frozen=True, kw_only=True):
+    """What a pod says of itself. ``embedded``: parts that live in its process and nowhere else."""
+
+    pod_id: str
+    timestamp: datetime
+    active_connections: int
+    memory_usage_mb: float
+    cpu_usage_percent: float
+    modules: list[str]
+    embedded: list[str]
+
+
+class Pods:
+    """``beat`` says that this pod is there; ``known`` lists those that were heard in the last ten seconds."""
+
+    def __init__(self, bus: MessageBus, clock: Clock, *, modules: list[str], embedded: list[str]) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._modules = modules
+        self._embedded = embedded
+        self._heard: dict[str, PodHeartbeat] = {}
+        self._cpu = (time.monotonic(), time.process_time())
+        self.sockets = 0
+        self._listening = False
+
+    async def beat(self) -> None:
+        """Tell the others, and begin to hear them."""
+        try:
+            if not self._listening:
+                await self._bus.broker.subscribe(HEARTBEAT, self._hear)
+                await self._bus.broker.subscribe(f"pod.{self._bus.pod_id}.health", self._asked)
+                self._listening = True
+            await self._bus.broker.core_publish(HEARTBEAT, msgspec.json.encode(self.own()))
+        except Unavailable:
+            # Nobody hears it, so nobody misses it: the connection's state is in health.
+            return
+
+    def own(self) -> PodHeartbeat:
+        """This pod, now; CPU since the last time it was asked."""
+        wall, cpu = time.monotonic(), time.process_time()
+        spent, self._cpu = (wall - self._cpu[0], cpu - self._cpu[1]), (wall, cpu)
+        return PodHeartbeat(
+            pod_id=self._bus.pod_id,
+            timestamp=self._clock.now(),
+            active_connections=self.sockets,
+            memory_usage_mb=round(_resident_mb(), 1),
+            cpu_usage_percent=round(100 * spent[1] / spent[0], 1) if spent[0] > 0 else 0.0,
+            modules=self._modules,
+            embedded=self._embedded,
+        )
+
+    async def _hear(self, message: CoreMessage) -> None:
+        beat = msgspec.json.decode(message.data, type=PodHeartbeat)
+        self._heard[beat.pod_id] = beat
+
+    async def _asked(self, message: CoreMessage) -> None:
+        if message.reply:
+            await self._bus.broker.core_publish(message.reply, msgspec.json.encode(self.own()))
+
+    def known(self) -> list[PodHeartbeat]:
+        """This pod and those heard lately."""
+        limit = self._clock.seconds() - FORGOTTEN_AFTER
+        self._heard = {pod: beat for pod, beat in self._heard.items() if beat.timestamp.timestamp() >= limit}
+        others = [beat for pod, beat in sorted(self._heard.items()) if pod != self._bus.pod_id]
+        return [self.own(), *others]
+
+    def conflict(self) -> str | None:
+        """Why this pod must not serve: others are there, but a part of it lives in its process only."""
+        others = [beat.pod_id for beat in self.known()[1:]]
+        if others and self._embedded:
+            return f"{', '.join(self._embedded)} is embedded in this process, but {others[0]} runs too"
+        return None
+
+
+def _resident_mb() -> float:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
