@@ -1,0 +1,1 @@
+"""Rides: from the accepted match over pick-up, ledger and fare to the payment."""

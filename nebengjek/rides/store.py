@@ -1,0 +1,341 @@
+"""What rides remembers: rows of rides, ledger, payments and their tries, changed by conditional updates only."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.contracts.geo import Location, Point
+from nebengjek.contracts.rides import LedgerEntry, Payment, PaymentState, Ride, RideState
+from nebengjek.database import insert_ignore
+from nebengjek.rides.fares import kilometres
+from nebengjek.rides.tables import ledger, payment_attempts, payments, rides
+
+OPEN: tuple[RideState, ...] = ("PICKUP", "ONGOING", "ARRIVED")
+ANY: tuple[RideState, ...] = (*OPEN, "COMPLETED", "CANCELLED")
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_id(text: str) -> bool:
+    """Can it be an id at all? What comes from outside may be anything, and PostgreSQL chokes on a NUL."""
+    return _ID.fullmatch(text) is not None
+
+
+class RideRow(Struct, frozen=True, kw_only=True):
+    """A row of ``rides``; distances in millimetres, money in rupiah."""
+
+    ride_id: str
+    match_id: str
+    driver_id: str
+    passenger_id: str
+    status: RideState
+    version: int
+    latitude: float
+    longitude: float
+    target_latitude: float
+    target_longitude: float
+    rate_per_km: int
+    minimum_fare: int
+    created_at: datetime
+    start_latitude: float | None = None
+    start_longitude: float | None = None
+    start_time: datetime | None = None
+    distance_mm: int = 0
+    total_cost: int | None = None
+    adjustment_factor: float | None = None
+    adjusted_cost: int | None = None
+    admin_fee: int | None = None
+    driver_payout: int | None = None
+    review: bool = False
+    started_at: datetime | None = None
+    arrived_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    cancel_reason: str | None = None
+
+    @property
+    def parties(self) -> tuple[str, str]:
+        return self.driver_id, self.passenger_id
+
+    @property
+    def start(self) -> Point:
+        """Where and when the distance begins. Only of a ride that was started."""
+        if self.start_latitude is None or self.start_longitude is None or self.start_time is None:
+            raise ValueError(f"ride {self.ride_id} has not started")
+        return Point(latitude=self.start_latitude, longitude=self.start_longitude, timestamp=self.start_time)
+
+
+class PaymentRow(Struct, frozen=True, kw_only=True):
+    payment_id: str
+    ride_id: str
+    amount: int
+    status: PaymentState
+    method: str | None
+    attempts: int
+    created_at: datetime
+    paid_at: datetime | None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One try to pay. PENDING: the gateway was asked, or is about to be."""
+
+    payment_id: str
+    attempt: int
+    ride_id: str
+    status: PaymentState
+    amount: int
+    method: str
+    reason: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+    @property
+    def key(self) -> str:
+        """Under which the gateway knows it."""
+        return f"{self.payment_id}-{self.attempt}"
+
+
+def view(row: RideRow, payment: PaymentRow | None) -> Ride:
+    """The ride as its parties read it."""
+    return Ride(**view_fields(row, payment))
+
+
+def view_fields(row: RideRow, payment: PaymentRow | None) -> dict[str, Any]:
+    return {
+        "ride_id": row.ride_id,
+        "match_id": row.match_id,
+        "driver_id": row.driver_id,
+        "passenger_id": row.passenger_id,
+        "status": row.status,
+        "location": Location(latitude=row.latitude, longitude=row.longitude),
+        "target_location": Location(latitude=row.target_latitude, longitude=row.target_longitude),
+        "distance_km": kilometres(row.distance_mm),
+        "total_cost": row.total_cost,
+        "adjustment_factor": row.adjustment_factor,
+        "adjusted_cost": row.adjusted_cost,
+        "admin_fee": row.admin_fee,
+        "driver_payout": row.driver_payout,
+        "payment": payment
+        and Payment(
+            payment_id=payment.payment_id, status=payment.status, method=payment.method, attempts=payment.attempts
+        ),
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "arrived_at": row.arrived_at,
+        "completed_at": row.completed_at,
+        "cancelled_at": row.cancelled_at,
+        "cancel_reason": row.cancel_reason,
+    }
+
+
+# -- rides ---------------------------------------------------------------------------------------------------
+
+
+async def _rows(tx: AsyncConnection, statement: Any) -> list[RideRow]:
+    return [RideRow(**row._mapping) for row in await tx.execute(statement)]
+
+
+async def _row(tx: AsyncConnection, statement: Any) -> RideRow | None:
+    return next(iter(await _rows(tx, statement)), None)
+
+
+async def insert_ride(tx: AsyncConnection, row: RideRow) -> bool:
+    """False: the match has a ride already, or one of the two is in another that has not ended."""
+    return await insert_ignore(tx, rides, {name: getattr(row, name) for name in row.__struct_fields__})
+
+
+async def find(tx: AsyncConnection, ride_id: str, *, lock: bool = False) -> RideRow | None:
+    """``lock``: nobody else changes it until the end of the transaction."""
+    if not is_id(ride_id):
+        return None
+    statement = select(rides).where(rides.c.ride_id == ride_id)
+    return await _row(tx, statement.with_for_update() if lock else statement)
+
+
+async def of_match(tx: AsyncConnection, match_id: str) -> RideRow | None:
+    if not is_id(match_id):
+        return None
+    return await _row(tx, select(rides).where(rides.c.match_id == match_id))
+
+
+async def open_of_user(tx: AsyncConnection, user_id: str) -> RideRow | None:
+    """The ride of a driver or passenger that has not ended."""
+    return await _row(tx, _of_user(user_id).where(rides.c.status.in_(OPEN)).limit(1))
+
+
+async def unpaid_of_passenger(tx: AsyncConnection, user_id: str) -> RideRow | None:
+    """The latest ride that ended with its payment overdue."""
+    overdue = and_(payments.c.ride_id == rides.c.ride_id, payments.c.status == "OVERDUE")
+    statement = select(rides).join(payments, overdue).where(rides.c.passenger_id == user_id)
+    return await _row(tx, statement.order_by(rides.c.ride_id.desc()).limit(1))
+
+
+async def page(
+    tx: AsyncConnection, *, user_id: str, status: RideState | None, before: str | None, limit: int
+) -> list[RideRow]:
+    """Up to ``limit`` rides of a user, newest first (ids are in the order of time), older than ``before``."""
+    statement = _of_user(user_id)
+    if status is not None:
+        statement = statement.where(rides.c.status == status)
+    if before is not None:
+        statement = statement.where(rides.c.ride_id < before)
+    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit))
+
+
+async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool | None, limit: int) -> list[RideRow]:
+    statement = select(rides)
+    if status is not None:
+        statement = statement.where(rides.c.status == status)
+    if review is not None:
+        statement = statement.where(rides.c.review.is_(review))
+    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit))
+
+
+async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
+    found = await tx.execute(select(rides.c.status, func.count()).group_by(rides.c.status))
+    return dict(found.tuples().all())
+
+
+def _of_user(user_id: str) -> Select[Any]:
+    return select(rides).where(or_(rides.c.driver_id == user_id, rides.c.passenger_id == user_id))
+
+
+async def change(
+    tx: AsyncConnection, ride_id: str, states: Sequence[RideState], *, said: int, **values: Any
+) -> RideRow | None:
+    """Change a ride that is in one of ``states`` and count the ``said`` events about it; None: it is in another."""
+    statement = (
+        update(rides)
+        .where(rides.c.ride_id == ride_id, rides.c.status.in_(states))
+        .values(version=rides.c.version + said, **values)
+        .returning(*rides.c)
+    )
+    return await _row(tx, statement)
+
+
+async def waiting_since(tx: AsyncConnection, moment: datetime, limit: int) -> list[str]:
+    """Rides whose pick-up has been awaited since before ``moment``."""
+    statement = select(rides.c.ride_id).where(rides.c.status == "PICKUP", rides.c.created_at < moment)
+    return list((await tx.execute(statement.limit(limit))).scalars())
+
+
+async def unpaid_since(tx: AsyncConnection, moment: datetime, limit: int) -> list[str]:
+    """Rides that arrived before ``moment`` and are not paid, nor is anybody trying."""
+    statement = select(rides.c.ride_id).where(
+        rides.c.status == "ARRIVED",
+        rides.c.arrived_at < moment,
+        ~exists().where(payment_attempts.c.ride_id == rides.c.ride_id, payment_attempts.c.status == "PENDING"),
+    )
+    return list((await tx.execute(statement.limit(limit))).scalars())
+
+
+# -- ledger --------------------------------------------------------------------------------------------------
+
+
+async def book(tx: AsyncConnection, ride_id: str, sequence: int, mm: int, cost: int, now: datetime) -> bool:
+    """False: this sequence of the ride is booked already."""
+    values = {"ride_id": ride_id, "sequence": sequence, "distance_mm": mm, "cost": cost, "created_at": now}
+    return await insert_ignore(tx, ledger, values)
+
+
+async def last_sequence(tx: AsyncConnection, ride_id: str) -> int:
+    """0 when nothing is booked."""
+    found = await tx.execute(select(func.max(ledger.c.sequence)).where(ledger.c.ride_id == ride_id))
+    return found.scalar_one() or 0
+
+
+async def entries(tx: AsyncConnection, ride_id: str) -> list[LedgerEntry]:
+    found = await tx.execute(select(ledger).where(ledger.c.ride_id == ride_id).order_by(ledger.c.sequence))
+    return [
+        LedgerEntry(
+            sequence=row.sequence, distance_km=kilometres(row.distance_mm), cost=row.cost, created_at=row.created_at
+        )
+        for row in found
+    ]
+
+
+# -- payments ------------------------------------------------------------------------------------------------
+
+
+async def insert_payment(tx: AsyncConnection, payment: PaymentRow) -> None:
+    await tx.execute(insert(payments).values({name: getattr(payment, name) for name in payment.__struct_fields__}))
+
+
+async def payment_of(tx: AsyncConnection, ride_id: str) -> PaymentRow | None:
+    return (await payments_of(tx, [ride_id])).get(ride_id)
+
+
+async def payments_of(tx: AsyncConnection, ride_ids: Sequence[str]) -> dict[str, PaymentRow]:
+    """By ride id; a ride that has not arrived has none."""
+    found = await tx.execute(select(payments).where(payments.c.ride_id.in_(ride_ids)))
+    return {row.ride_id: PaymentRow(**row._mapping) for row in found}
+
+
+async def change_payment(
+    tx: AsyncConnection, payment_id: str, states: Sequence[PaymentState], **values: Any
+) -> PaymentRow | None:
+    """None: it is in none of ``states``."""
+    statement = (
+        update(payments)
+        .where(payments.c.payment_id == payment_id, payments.c.status.in_(states))
+        .values(**values)
+        .returning(*payments.c)
+    )
+    row = (await tx.execute(statement)).one_or_none()
+    return PaymentRow(**row._mapping) if row is not None else None
+
+
+async def insert_attempt(tx: AsyncConnection, attempt: Attempt) -> None:
+    """Counts it in the payment too."""
+    values = {name: getattr(attempt, name) for name in attempt.__struct_fields__}
+    await tx.execute(insert(payment_attempts).values(values))
+    counted = update(payments).where(payments.c.payment_id == attempt.payment_id)
+    await tx.execute(counted.values(attempts=attempt.attempt, method=attempt.method))
+
+
+async def open_attempt(tx: AsyncConnection, payment_id: str) -> Attempt | None:
+    columns = payment_attempts.c
+    found = await _attempts(tx, columns.payment_id == payment_id, columns.status == "PENDING", limit=1)
+    return found[0] if found else None
+
+
+async def open_attempts(tx: AsyncConnection, before: datetime, limit: int) -> list[Attempt]:
+    """The tries begun before then whose outcome is not known, oldest first."""
+    return await _attempts(
+        tx, payment_attempts.c.status == "PENDING", payment_attempts.c.created_at < before, limit=limit
+    )
+
+
+async def attempt_again(tx: AsyncConnection, attempt: Attempt) -> Attempt:
+    """The present row of a try that is there."""
+    columns = payment_attempts.c
+    return (await _attempts(tx, columns.payment_id == attempt.payment_id, columns.attempt == attempt.attempt, limit=1))[
+        0
+    ]
+
+
+async def _attempts(tx: AsyncConnection, *conditions: Any, limit: int) -> list[Attempt]:
+    statement = select(payment_attempts).where(*conditions).order_by(payment_attempts.c.created_at).limit(limit)
+    return [Attempt(**row._mapping) for row in await tx.execute(statement)]
+
+
+async def finish_attempt(
+    tx: AsyncConnection, attempt: Attempt, status: PaymentState, reason: str | None, now: datetime
+) -> Attempt | None:
+    """None: somebody else has finished it."""
+    columns = payment_attempts.c
+    statement = (
+        update(payment_attempts)
+        .where(
+            columns.payment_id == attempt.payment_id, columns.attempt == attempt.attempt, columns.status == "PENDING"
+        )
+        .values(status=status, reason=reason, finished_at=now)
+        .returning(*columns)
+    )
+    row = (await tx.execute(statement)).one_or_none()
+    return Attempt(**row._mapping) if row is not None else None
