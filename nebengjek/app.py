@@ -14,15 +14,16 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from nebengjek import schema
-from nebengjek.bus.interface import Broker
+from nebengjek.bus.interface import Broker, ConnectionStatus
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
-from nebengjek.bus.messaging import DrainReport, MessageBus
+from nebengjek.bus.messaging import DrainReport, Health, MessageBus
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
 from nebengjek.errors import Misconfigured, Unauthenticated, Unavailable
 from nebengjek.faststate import FastState, MemoryFastState, connect_redis
 from nebengjek.location.module import location
+from nebengjek.location.odometer import Rules
 from nebengjek.location.store import MemoryPoints, Points
 from nebengjek.match.module import match
 from nebengjek.match.pool import MemoryPool, Pool
@@ -146,10 +147,14 @@ class App:
                 self.database,
                 self._points(),
                 self.clock,
+                Rules(
+                    min_move_m=settings.rides.min_move_m,
+                    max_speed_kmh=settings.location.max_speed_kmh,
+                    silence=settings.rides.silence,
+                    review_difference=settings.rides.review_difference,
+                ),
                 max_clock_skew=settings.location.max_clock_skew,
-                max_speed_kmh=settings.location.max_speed_kmh,
                 ttl=settings.location.ttl,
-                min_move_m=settings.rides.min_move_m,
                 ledger_step_km=settings.rides.ledger_step_km,
                 arrival_wait=settings.rides.arrival_wait,
                 path_ttl=settings.location.path_ttl,
@@ -393,6 +398,12 @@ async def _check(name: str, where: str, ping: Callable[[], Any]) -> Check:
     except Unavailable as error:
         return Check(name=name, up=False, where=where, reason=error.message)
     return Check(name=name, up=True, where=where)
+
+
+def _bus_check(health: Health) -> Check:
+    up = health.established and health.status is ConnectionStatus.UP
+    reason = None if up else f"the connection is {health.status.value}"
+    return Check(name="bus", up=up, where=health.where, reason=reason)
 
 
 def _openapi() -> OpenAPIConfig:

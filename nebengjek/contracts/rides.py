@@ -80,6 +80,7 @@ class RideStarted(RideEvent, frozen=True, kw_only=True, tag="ride.started"):
 
     status: RideState
     location: Location
+    target_location: Location
     start_time: datetime
     started_at: datetime
 

@@ -1,0 +1,1 @@
+"""Where everybody is, and how far a ride has come."""

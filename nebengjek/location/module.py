@@ -1,0 +1,51 @@
+"""location: owns points; judges and confirms them, and measures rides."""
+
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.clock import Clock
+from nebengjek.contracts.location import CloseRide, LatestLocations, LocationUpdate
+from nebengjek.contracts.rides import RideArrived, RideCancelled, RideCompleted, RidePickup, RideStarted
+from nebengjek.database import Database
+from nebengjek.location.odometer import Rules
+from nebengjek.location.service import LocationService
+from nebengjek.location.store import Points
+from nebengjek.module import Module, answer, on, on_batch
+
+
+def location(
+    bus: MessageBus,
+    database: Database,
+    points: Points,
+    clock: Clock,
+    rules: Rules,
+    *,
+    max_clock_skew: float = 60.0,
+    ttl: float = 1800.0,
+    ledger_step_km: float = 1.0,
+    arrival_wait: float = 5.0,
+    path_ttl: float = 86400.0,
+) -> Module:
+    """Times in seconds."""
+    service = LocationService(
+        bus,
+        database,
+        points,
+        clock,
+        rules,
+        max_clock_skew=max_clock_skew,
+        ttl=ttl,
+        ledger_step_km=ledger_step_km,
+        arrival_wait=arrival_wait,
+        path_ttl=path_ttl,
+    )
+    return Module(
+        name="location",
+        hears=[
+            on_batch(LocationUpdate, service.update),
+            on(RidePickup, service.pickup),
+            on(RideStarted, service.started),
+            on(RideArrived, service.ended),
+            on(RideCompleted, service.ended),
+            on(RideCancelled, service.ended),
+        ],
+        answers=[answer(LatestLocations, service.latest), answer(CloseRide, service.close)],
+    )

@@ -1,0 +1,95 @@
+"""The one process: uvicorn around the application, with the lock, the ports and the signals of a good citizen."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from nebengjek.app import App
+from nebengjek.settings import Settings
+
+PING_SECONDS = 20.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server that tells where it listens. SIGTERM: sockets close with 1012, handlers end, the bus drains."""
+
+    def __init__(self, app: App, *, on_ready: Callable[[str], None] | None = None, signals: bool = True) -> None:
+        web = app.settings.web
+        self.app = app
+        self.url = ""
+        self._on_ready = on_ready
+        self._signals = signals
+        super().__init__(
+            uvicorn.Config(
+                app.litestar,
+                host=web.host,
+                port=web.port,
+                loop="none",
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=web.max_frame,
+                ws_ping_interval=PING_SECONDS,
+                ws_ping_timeout=PING_SECONDS,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(app.settings.nats.drain_timeout),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.should_exit:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if self._on_ready is not None:
+            self._on_ready(self.url)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if not self._signals:
+            yield
+            return
+        with super().capture_signals():
+            yield
+            # A clean end is no death by signal: uvicorn would raise it again.
+            self._captured_signals.clear()
+
+
+def serve(
+    settings: Settings,
+    *,
+    modules: Sequence[str] | None = None,
+    announce: Callable[[App], None] | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> int:
+    """Run until a signal; 0 after a clean end, 1 when it could not start.
+
+    ``announce``: told of the parts before anything starts; ``on_ready``: told the URL. Raises Misconfigured.
+    """
+
+    async def run() -> int:
+        app = App(settings, running=modules)
+        if announce is not None:
+            announce(app)
+        server = Server(app, on_ready=on_ready)
+        await server.serve()
+        return 0 if server.started else 1
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed (the extra ``speed``), else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
