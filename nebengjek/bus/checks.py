@@ -1,0 +1,94 @@
+"""What both brokers refuse before the server is asked, or say as the server would: stream and consumer specs."""
+
+from collections.abc import Sequence
+
+from msgspec import structs
+
+from nebengjek.bus.interface import (
+    ApiError,
+    ConsumerSpec,
+    Deliver,
+    Discard,
+    StreamSpec,
+    check_name,
+    check_subject,
+    subjects_collide,
+)
+
+EPHEMERAL_THRESHOLD = 5.0
+"""Seconds after which an ephemeral consumer that nobody pulls from goes away, when it does not say."""
+
+
+def check_stream(spec: StreamSpec) -> StreamSpec:
+    """Raises InvalidName, InvalidSubject, ApiError 10052."""
+    check_name(spec.name)
+    for subject in spec.subjects:
+        check_subject(subject, literal=False)
+        if subject == ">" or (subject.startswith(("$JS.", "$SYS.")) and not subject.startswith("$JS.EVENT.")):
+            raise _invalid(f"a stream cannot take {subject}")
+    for index, one in enumerate(spec.subjects):
+        if any(subjects_collide(one, other) for other in spec.subjects[index + 1 :]):
+            raise _invalid(f"{one} overlaps another subject of the stream")
+    if 0 < spec.max_age < 0.1 or 0 < spec.duplicate_window < 0.1:
+        raise _invalid("max_age and duplicate_window are at least 0.1 s")
+    if 0 < spec.max_age < spec.duplicate_window:
+        raise _invalid("the duplicate window is longer than max_age")
+    if spec.discard_new_per_subject and not (spec.discard is Discard.NEW and spec.max_msgs_per_subject > 0):
+        raise _invalid("discard_new_per_subject needs discard new and max_msgs_per_subject")
+    return spec
+
+
+def check_stream_change(old: StreamSpec, new: StreamSpec) -> None:
+    """Raises ApiError 10052. Servers differ in what limits <-> interest does to stored messages: refused here."""
+    if old.storage is not new.storage:
+        raise _invalid("the storage of a stream cannot be changed", status=500)
+    if old.retention is not new.retention:
+        raise _invalid("the retention of a stream cannot be changed", status=500)
+
+
+def check_consumer(spec: ConsumerSpec) -> ConsumerSpec:
+    """The spec as it takes effect. Raises InvalidName, InvalidSubject, ApiError 10094, 10116, 10138, 10139."""
+    if spec.name is not None:
+        check_name(spec.name)
+    for index, subject in enumerate(spec.filters):
+        if not subject:
+            raise ApiError(10139, "an empty filter")
+        check_subject(subject, literal=False)
+        if any(subjects_collide(subject, other) for other in spec.filters[index + 1 :]):
+            raise ApiError(10138, "filters of one consumer overlap")
+    _check_start(spec)
+    if spec.backoff and 0 <= spec.max_deliver < len(spec.backoff):
+        raise ApiError(10116, "max_deliver is less than the number of backoffs")
+    if spec.backoff:
+        spec = structs.replace(spec, ack_wait=spec.backoff[0])
+    if spec.name is None and not spec.inactive_threshold:
+        spec = structs.replace(spec, inactive_threshold=EPHEMERAL_THRESHOLD)
+    return spec
+
+
+def _check_start(spec: ConsumerSpec) -> None:
+    by_seq, by_time = spec.deliver is Deliver.BY_SEQ, spec.deliver is Deliver.BY_TIME
+    if by_seq != (spec.start_seq is not None) or by_time != (spec.start_time is not None):
+        raise ApiError(10094, "the deliver policy and the start do not fit")
+    if by_seq and spec.start_seq == 0:
+        raise ApiError(10094, "sequences begin at 1")
+    if spec.deliver is Deliver.LAST_PER_SUBJECT and not spec.filters:
+        raise ApiError(10094, "last per subject needs a filter")
+
+
+def check_consumer_change(old: ConsumerSpec, new: ConsumerSpec) -> None:
+    """Raises ApiError 10012."""
+    for field in ("deliver", "start_seq", "start_time", "ack", "max_waiting"):
+        if getattr(old, field) != getattr(new, field):
+            raise ApiError(10012, f"{field} of a consumer cannot be changed", status=500)
+
+
+def any_collide(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Do two sets of filters have a subject in common? No filters: every subject."""
+    if not some or not others:
+        return True
+    return any(subjects_collide(one, other) for one in some for other in others)
+
+
+def _invalid(description: str, *, status: int = 400) -> ApiError:
+    return ApiError(10052, description, status=status)

@@ -1,0 +1,465 @@
+"""The broker in this process: a server's state, and connections to it, with JetStream's semantics.
+
+``MemoryServer`` is what a nats-server is: it outlives its connections, and ``restart`` keeps file streams.
+Nothing is written to disk: ``MemoryBroker.durable`` is False. docs/bus.md has the rules, tests/conformance holds both
+brokers to them.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, ClassVar
+
+import msgspec
+
+from nebengjek.bus.checks import check_stream
+from nebengjek.bus.interface import (
+    MAX_PAYLOAD,
+    ApiError,
+    Batch,
+    Broker,
+    ConnectionStatus,
+    ConsumerInfo,
+    ConsumerSpec,
+    Consumption,
+    CoreHandler,
+    CoreMessage,
+    Disconnected,
+    Headers,
+    MaxPayload,
+    NoResponders,
+    NoStream,
+    PubAck,
+    PublishRefused,
+    PullStatus,
+    RequestTimeout,
+    Storage,
+    StoredMessage,
+    StreamInfo,
+    StreamSpec,
+    Subscription,
+    check_headers,
+    check_name,
+    check_subject,
+    subjects_collide,
+)
+from nebengjek.bus.memory_clock import BrokerClock, LoopClock
+from nebengjek.bus.memory_consumer import MemoryConsumer
+from nebengjek.bus.memory_core import CoreRouter, CoreSubscription
+from nebengjek.bus.memory_pull import MemoryConsumption, PullWaiter
+from nebengjek.bus.memory_stream import MemoryStream
+from nebengjek.bus.memory_subjects import SubjectTable
+
+_NO_HEADERS: dict[str, str] = {}
+_PUBLISHER = "_INBOX.publisher"
+
+
+class MemoryServer:
+    """Streams, consumers and who listens. ``clock``: real time, or a ``VirtualClock`` that a test moves."""
+
+    def __init__(self, clock: BrokerClock | None = None) -> None:
+        self.clock = clock or LoopClock()
+        self.running = True
+        self.core = CoreRouter()
+        self._streams: dict[str, MemoryStream] = {}
+        self._takers: SubjectTable[MemoryStream] = SubjectTable()
+        self._connections: set[MemoryBroker] = set()
+        self._numbers = itertools.count(1)
+
+    # -- life
+
+    def stop(self) -> None:
+        """The server goes away: connections are lost, memory streams too."""
+        self.running = False
+        for connection in list(self._connections):
+            connection.lost()
+        for stream in [one for one in self._streams.values() if one.spec.storage is Storage.MEMORY]:
+            self._remove(stream)
+        for stream in self._streams.values():
+            stream.restarted()
+
+    def start(self) -> None:
+        """The server is back, with its file streams; connections return."""
+        self.running = True
+        for connection in list(self._connections):
+            connection.found()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def attach(self, connection: "MemoryBroker") -> None:
+        self._connections.add(connection)
+
+    def detach(self, connection: "MemoryBroker") -> None:
+        self._connections.discard(connection)
+
+    # -- messages
+
+    def route(self, subject: str) -> MemoryStream | None:
+        found = self._takers.match(subject)
+        return found[0] if found else None
+
+    def publish_core(self, subject: str, data: bytes, headers: Headers, reply: str | None) -> bool:
+        """To whoever listens, and to the stream that takes the subject; False when neither exists."""
+        heard = self.core.deliver(subject, data, headers, reply)
+        stream = self.route(subject)
+        if stream is None:
+            return heard
+        try:
+            ack = stream.publish(subject, data, headers, check_headers(headers))
+            answer: dict[str, Any] = {"stream": ack.stream, "seq": ack.seq}
+            if ack.duplicate:
+                answer["duplicate"] = True
+        except PublishRefused as refused:
+            error = {"code": refused.status, "err_code": refused.code, "description": refused.description}
+            answer = {"error": error, "stream": stream.name, "seq": 0}
+        if reply is not None:
+            self.core.deliver(reply, msgspec.json.encode(answer), {}, None)
+        return True
+
+    def new_inbox(self) -> str:
+        return f"_INBOX.{next(self._numbers)}"
+
+    def advise(self, subject: str, body: Callable[[], dict[str, Any]]) -> None:
+        if self.core.listened(subject) or self.route(subject) is not None:
+            self.publish_core(subject, msgspec.json.encode(body()), {}, None)
+
+    # -- streams
+
+    def stream(self, name: str) -> MemoryStream:
+        """Raises ApiError 10059."""
+        stream = self._streams.get(name)
+        if stream is None:
+            raise ApiError(10059, "stream not found", status=404)
+        return stream
+
+    def streams(self) -> list[MemoryStream]:
+        return sorted(self._streams.values(), key=lambda stream: stream.name)
+
+    def create_stream(self, spec: StreamSpec) -> MemoryStream:
+        """Raises ApiError 10052, 10058, 10065."""
+        check_stream(spec)
+        existing = self._streams.get(spec.name)
+        if existing is not None:
+            if existing.spec != spec:
+                raise ApiError(10058, "stream name already in use with a different configuration")
+            return existing
+        self._check_overlap(spec)
+        stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise)
+        self._enter(stream)
+        return stream
+
+    def update_stream(self, spec: StreamSpec) -> MemoryStream:
+        """Raises ApiError 10052, 10059, 10065."""
+        check_stream(spec)
+        stream = self.stream(spec.name)
+        self._check_overlap(spec)
+        stream.update(spec)
+        self._takers.remove(stream)
+        self._enter(stream)
+        return stream
+
+    def _check_overlap(self, spec: StreamSpec) -> None:
+        for other in self._streams.values():
+            if other.name != spec.name and any(
+                subjects_collide(one, two) for one in spec.subjects for two in other.spec.subjects
+            ):
+                raise ApiError(10065, "subjects overlap with an existing stream")
+
+    def _enter(self, stream: MemoryStream) -> None:
+        for pattern in stream.spec.subjects:
+            self._takers.add(pattern, stream)
+
+    def delete_stream(self, name: str) -> None:
+        """Raises ApiError 10059."""
+        self._remove(self.stream(name))
+
+    def _remove(self, stream: MemoryStream) -> None:
+        self._takers.remove(stream)
+        del self._streams[stream.name]
+        stream.close()
+
+    def consumer(self, stream: str, name: str) -> MemoryConsumer:
+        """Raises ApiError 10059, 10014."""
+        consumer = self.stream(stream).consumers.get(name)
+        if consumer is None:
+            raise ApiError(10014, "consumer not found", status=404)
+        return consumer
+
+    def find_consumer(self, stream: str, name: str) -> MemoryConsumer | None:
+        found = self._streams.get(stream)
+        return found.consumers.get(name) if found is not None else None
+
+
+class MemoryBroker(Broker):
+    """A connection to a ``MemoryServer``. Headers and data of a publish are stored as they are: do not change them.
+
+    A publish that no stream takes raises NoStream at once (a server would be asked again twice); push consumers
+    do not exist.
+    """
+
+    durable: ClassVar[bool] = False
+
+    def __init__(self, server: MemoryServer) -> None:
+        self.server = server
+        self._status = ConnectionStatus.CONNECTING
+        self._listeners: list[Callable[[ConnectionStatus], None]] = []
+        self._up = asyncio.Event()
+        self._subscriptions: set[CoreSubscription] = set()
+        self._waiting: set[PullWaiter] = set()
+        self._consumptions: set[MemoryConsumption] = set()
+        self._settling: set[asyncio.Future[None]] = set()
+        self._requests: dict[str, asyncio.Future[CoreMessage]] = {}
+
+    # -- connection
+
+    async def connect(self) -> None:
+        self.server.attach(self)
+        if self.server.running:
+            self._become(ConnectionStatus.UP)
+
+    async def close(self) -> None:
+        if self._status is ConnectionStatus.CLOSED:
+            return
+        self.server.detach(self)
+        for subscription in list(self._subscriptions):
+            await subscription.unsubscribe()
+        self._subscriptions.clear()
+        self._cut()
+        self._become(ConnectionStatus.CLOSED)
+
+    def lost(self) -> None:
+        """The connection breaks: what waits on it ends."""
+        if self._status is ConnectionStatus.UP:
+            self._become(ConnectionStatus.DOWN)
+            self._cut()
+
+    def found(self) -> None:
+        """The server is there again."""
+        self._become(ConnectionStatus.UP)
+
+    def _cut(self) -> None:
+        for waiter in list(self._waiting):
+            waiter.withdraw(PullStatus.DISCONNECTED)
+        for consumption in self._consumptions:
+            consumption.lost()
+        outstanding: list[asyncio.Future[Any]] = [*self._settling, *self._requests.values()]
+        for future in outstanding:
+            if not future.done():
+                future.set_exception(Disconnected("bus"))
+
+    def _become(self, status: ConnectionStatus) -> None:
+        if self._status in (status, ConnectionStatus.CLOSED):
+            return
+        self._status = status
+        if status is ConnectionStatus.UP:
+            self._up.set()
+        else:
+            self._up.clear()
+        for listener in self._listeners:
+            listener(status)
+
+    @property
+    def status(self) -> ConnectionStatus:
+        return self._status
+
+    @property
+    def where(self) -> str:
+        return "in this process"
+
+    async def wait_connected(self) -> None:
+        await self._up.wait()
+
+    def on_status(self, listener: Callable[[ConnectionStatus], None]) -> None:
+        self._listeners.append(listener)
+
+    def monotonic(self) -> float:
+        return self.server.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.server.clock.sleep(seconds)
+
+    def connected(self) -> bool:
+        return self._status is ConnectionStatus.UP
+
+    def _check_up(self) -> MemoryServer:
+        if self._status is not ConnectionStatus.UP:
+            raise Disconnected("bus")
+        return self.server
+
+    # -- streams
+
+    async def create_stream(self, spec: StreamSpec) -> StreamInfo:
+        return self._check_up().create_stream(spec).info()
+
+    async def update_stream(self, spec: StreamSpec) -> StreamInfo:
+        return self._check_up().update_stream(spec).info()
+
+    async def stream_info(self, name: str) -> StreamInfo:
+        return self._check_up().stream(check_name(name)).info()
+
+    async def streams(self) -> list[StreamInfo]:
+        return [stream.info() for stream in self._check_up().streams()]
+
+    async def delete_stream(self, name: str) -> None:
+        self._check_up().delete_stream(check_name(name))
+
+    async def purge_stream(
+        self, name: str, *, subject: str | None = None, keep: int | None = None, up_to: int | None = None
+    ) -> int:
+        return self._check_up().stream(check_name(name)).purge(subject, keep, up_to)
+
+    async def get_message(
+        self, stream: str, seq: int | None = None, *, last_by_subject: str | None = None
+    ) -> StoredMessage:
+        return self._check_up().stream(check_name(stream)).get(seq, last_by_subject)
+
+    async def delete_message(self, stream: str, seq: int) -> None:
+        self._check_up().stream(check_name(stream)).delete(seq)
+
+    # -- consumers
+
+    async def create_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
+        return self._check_up().stream(check_name(stream)).create_consumer(spec).info()
+
+    async def update_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
+        return self._check_up().stream(check_name(stream)).update_consumer(spec).info()
+
+    async def consumer_info(self, stream: str, name: str) -> ConsumerInfo:
+        return self._check_up().consumer(check_name(stream), check_name(name)).info()
+
+    async def consumers(self, stream: str) -> list[ConsumerInfo]:
+        consumers = self._check_up().stream(check_name(stream)).consumers
+        return [consumers[name].info() for name in sorted(consumers)]
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        self._check_up().stream(check_name(stream)).delete_consumer(check_name(name))
+
+    async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
+        consumer = self._check_up().consumer(check_name(stream), check_name(name))
+        consumer.pause(until.timestamp() if until is not None else None)
+
+    # -- messages
+
+    def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
+        check_subject(subject)
+        header_bytes = check_headers(headers)
+        if header_bytes + len(data) > MAX_PAYLOAD:
+            raise MaxPayload(f"{header_bytes + len(data)} bytes are more than {MAX_PAYLOAD}")
+        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+        if self._status is not ConnectionStatus.UP:
+            future.set_exception(Disconnected("bus"))
+            return future
+        server = self.server
+        listened = server.core.deliver(subject, data, headers, _PUBLISHER)
+        stream = server.route(subject)
+        if stream is None:
+            # Rule P1: with a listener on the subject there is no "no responders", and nobody answers.
+            if not listened:
+                future.set_exception(NoStream(f"no stream takes {subject}"))
+            return future
+        try:
+            future.set_result(stream.publish(subject, data, headers, header_bytes))
+        except PublishRefused as refused:
+            future.set_exception(refused)
+        return future
+
+    async def settled(self, ack: PubAck) -> None:
+        stored = self._check_up().stream(ack.stream).find(ack.seq)
+        if stored is None or not stored.claims:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if stored.waiters is None:
+            stored.waiters = []
+        stored.waiters.append(wake)
+        self._settling.add(future)
+        try:
+            await future
+        finally:
+            self._settling.discard(future)
+
+    async def pull(
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        batch: int = 1,
+        expires: float | None = None,
+        no_wait: bool = False,
+        max_bytes: int | None = None,
+        heartbeat: float | None = None,
+    ) -> Batch:
+        check_name(stream)
+        check_name(consumer)
+        if heartbeat is not None and (expires is None or heartbeat * 2 > expires):
+            raise ValueError("a heartbeat needs an expiry of at least twice its length")
+        found = self._check_up().find_consumer(stream, consumer)
+        if found is None:
+            return Batch([], PullStatus.NO_CONSUMER)
+        waiter = PullWaiter(found, max(1, batch), max_bytes, self.connected)
+        self._waiting.add(waiter)
+        try:
+            return await waiter.collect(self.server.clock, expires=expires, no_wait=no_wait, heartbeat=heartbeat)
+        finally:
+            self._waiting.discard(waiter)
+
+    async def consume(self, stream: str, consumer: str, *, prefetch: int, expires: float = 5.0) -> Consumption:
+        check_name(stream)
+        check_name(consumer)
+        consumption = MemoryConsumption(self, stream, consumer, expires, self._consumptions.discard)
+        self._consumptions.add(consumption)
+        return consumption
+
+    # -- core
+
+    async def core_publish(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str | None = None
+    ) -> None:
+        check_subject(subject)
+        size = check_headers(headers or _NO_HEADERS) + len(data)
+        if size > MAX_PAYLOAD:
+            raise MaxPayload(f"{size} bytes are more than {MAX_PAYLOAD}")
+        self._check_up().publish_core(subject, data, dict(headers or _NO_HEADERS), reply)
+
+    async def subscribe(self, subject: str, handler: CoreHandler, *, queue: str | None = None) -> Subscription:
+        check_subject(subject, literal=False)
+        subscription = CoreSubscription(self.server.core, subject, handler, queue, self.connected)
+        self.server.core.add(subscription)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def request(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, timeout: float
+    ) -> CoreMessage:
+        check_subject(subject)
+        check_headers(headers or _NO_HEADERS)
+        server = self._check_up()
+        inbox = server.new_inbox()
+        answer: asyncio.Future[CoreMessage] = asyncio.get_running_loop().create_future()
+
+        def received(message: CoreMessage) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        def expired() -> None:
+            if not answer.done():
+                answer.set_exception(RequestTimeout("bus", f"no answer on {subject} within {timeout} s"))
+
+        server.core.inboxes[inbox] = received
+        self._requests[inbox] = answer
+        timer = server.clock.call_at(server.clock.monotonic() + timeout, expired)
+        try:
+            if not server.publish_core(subject, data, dict(headers or _NO_HEADERS), inbox):
+                raise NoResponders("bus", f"nobody serves {subject}")
+            return await answer
+        finally:
+            timer.cancel()
+            del server.core.inboxes[inbox]
+            del self._requests[inbox]

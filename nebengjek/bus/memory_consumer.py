@@ -1,0 +1,620 @@
+"""A consumer of the memory broker: what was delivered, what comes again and when, and who waits (rules L, C and 8).
+
+One file over 300 lines, because its parts share one state and each delivery passes through all of them.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from nebengjek.bus.interface import (
+    Ack,
+    AlreadySettled,
+    ConsumerInfo,
+    ConsumerSpec,
+    Deliver,
+    Delivery,
+    Disconnected,
+    PullStatus,
+    SequencePair,
+)
+from nebengjek.bus.memory_clock import BrokerClock, Timer
+
+NEVER = math.inf
+
+
+class Stored:
+    """A message in a stream. ``claims``: consumers that have not settled it; ``gone``: no longer in the stream."""
+
+    __slots__ = ("claims", "data", "gone", "headers", "seq", "size", "subject", "time", "waiters")
+
+    def __init__(
+        self, seq: int, subject: str, headers: Mapping[str, str], data: bytes, time: float, size: int, claims: int
+    ) -> None:
+        self.seq = seq
+        self.subject = subject
+        self.headers = headers
+        self.data = data
+        self.time = time
+        self.size = size
+        self.claims = claims
+        self.gone = False
+        self.waiters: list[Callable[[], None]] | None = None
+
+    def wake(self) -> None:
+        """Tell those who wait for it that nobody has it in hand any more."""
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
+            waiter()
+
+
+class StreamSide(ABC):
+    """What a consumer needs of its stream."""
+
+    name: str
+    last_seq: int
+    clock: BrokerClock
+
+    @abstractmethod
+    def released(self, stored: Stored, *, settled: bool) -> None:
+        """The last consumer let go of a message: because it was settled, or because the consumer is no more."""
+
+    @abstractmethod
+    def stored_from(self, seq: int) -> Iterator[Stored]:
+        """What is in the stream at and after ``seq``, in order."""
+
+    @abstractmethod
+    def advise(self, kind: str, consumer: str, body: Callable[[], dict[str, Any]]) -> None:
+        """Publish ``$JS.EVENT.ADVISORY.CONSUMER.<kind>.<stream>.<consumer>``; ``body`` is only asked if heard."""
+
+    @abstractmethod
+    def expired(self, consumer: "MemoryConsumer") -> None:
+        """Nobody pulled from it for its inactive threshold: remove it."""
+
+
+class MemoryDelivery(Delivery):
+    """One delivery; the entry of its consumer's list of what is in hand, too."""
+
+    __slots__ = ("_connected", "_of", "_settled", "deadline", "first_seq", "stored")
+
+    def __init__(
+        self,
+        of: "MemoryConsumer",
+        stored: Stored,
+        consumer_seq: int,
+        first_seq: int,
+        deliveries: int,
+        pending: int,
+        deadline: float,
+        connected: Callable[[], bool],
+    ) -> None:
+        self._of = of
+        self._connected = connected
+        self._settled = False
+        self.stored = stored
+        self.stream = of.stream.name
+        self.consumer = of.name
+        self.subject = stored.subject
+        self.headers = stored.headers
+        self.data = stored.data
+        self.seq = stored.seq
+        self.consumer_seq = consumer_seq
+        self.first_seq = first_seq
+        self.deliveries = deliveries
+        self.pending = pending
+        self.deadline = deadline
+
+    @property
+    def time(self) -> datetime:
+        return datetime.fromtimestamp(self.stored.time, UTC)
+
+    async def ack(self) -> None:
+        self._settle()
+        self._of.ack(self.seq)
+
+    async def ack_sync(self, timeout: float = 5.0) -> None:
+        self._settle()
+        self._of.ack(self.seq)
+
+    async def nak(self, delay: float = 0.0) -> None:
+        self._settle()
+        self._of.nak(self.seq, delay)
+
+    async def in_progress(self) -> None:
+        if self._settled:
+            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
+        self._check_connected()
+        self._of.in_progress(self.seq)
+
+    async def term(self, reason: str = "") -> None:
+        self._settle()
+        self._of.term(self.seq, reason)
+
+    def _settle(self) -> None:
+        if self._settled:
+            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
+        if not self._connected():
+            self._check_connected()
+        self._settled = True
+
+    def _check_connected(self) -> None:
+        if not self._connected():
+            raise Disconnected("bus")
+
+
+class Waiter(ABC):
+    """Somebody who waits for messages of a consumer."""
+
+    @abstractmethod
+    def feed(self, consumer: "MemoryConsumer") -> None:
+        """Take one message, or take note that there is one. It was removed from the queue of those who wait."""
+
+    @abstractmethod
+    def end(self, status: PullStatus) -> None:
+        """There will be no message."""
+
+
+class MemoryConsumer:
+    """The state of one consumer.
+
+    New messages wait in ``_queue``; what was delivered is in ``_pending`` until it is settled; what comes again is
+    in ``_again``, which is served first (L2). ``_exhausted`` had its last delivery: it is delivered no more, but
+    keeps its claim, and a late ack still counts (R4).
+    """
+
+    def __init__(self, stream: StreamSide, name: str, spec: ConsumerSpec, *, claims_from: int) -> None:
+        self.stream = stream
+        self.name = name
+        self.spec = spec
+        self.deleted = False
+        self.waiting: deque[Waiter] = deque()
+        self.woken = 0
+        """Waiters that know of a message and have not come for it yet."""
+        self._clock = stream.clock
+        # A limits stream counts claims at publish time only; the others keep messages for later consumers too.
+        self._claims_from = claims_from
+        self._queue: deque[Stored] = deque()
+        self._gone = 0
+        self._only: set[int] | None = None
+        self._start = 0
+        self._born = stream.last_seq
+        self._next_seq = 1
+        self._consumer_seq = 0
+        self._pending: dict[int, MemoryDelivery] = {}
+        self._again: deque[int] = deque()
+        self._again_set: set[int] = set()
+        self._redelivered: dict[int, int] = {}
+        self._exhausted: dict[int, Stored] = {}
+        self._floor = SequencePair(0, 0)
+        self._paused_until: float | None = None
+        self._check_at = NEVER
+        self._timer: Timer | None = None
+        self._pause_timer: Timer | None = None
+        self._idle_timer: Timer | None = None
+        self._last_active = self._clock.monotonic()
+        self._configure()
+        self._arm_idle()
+
+    def _configure(self) -> None:
+        self._explicit = self.spec.ack is not Ack.NONE
+        limit = self.spec.max_ack_pending
+        self._room = limit if self._explicit and limit > 0 else 1 << 60
+
+    # -- what there is to deliver
+
+    def begin(self, matching: list[Stored]) -> None:
+        """Choose, by the deliver policy, where to begin among the messages that are stored now (L12)."""
+        spec = self.spec
+        if spec.deliver is Deliver.ALL:
+            chosen = matching
+        elif spec.deliver is Deliver.LAST:
+            chosen = matching[-1:]
+        elif spec.deliver is Deliver.LAST_PER_SUBJECT:
+            last = {stored.subject: stored for stored in matching}
+            chosen = sorted(last.values(), key=lambda stored: stored.seq)
+            self._only = {stored.seq for stored in chosen}
+        elif spec.deliver is Deliver.BY_SEQ:
+            self._start = spec.start_seq or 1
+            chosen = [stored for stored in matching if stored.seq >= self._start]
+        elif spec.deliver is Deliver.BY_TIME:
+            since = spec.start_time.timestamp() if spec.start_time else 0.0
+            chosen = [stored for stored in matching if stored.time >= since]
+        else:
+            chosen = []
+        self._next_seq = chosen[0].seq if chosen else max(self.stream.last_seq + 1, self._start)
+        self._floor = SequencePair(0, self._next_seq - 1)
+        for stored in chosen:
+            self._queue.append(stored)
+            self._claim(stored)
+
+    def refilter(self, spec: ConsumerSpec, matching: list[Stored]) -> None:
+        """Take over an updated spec; ``matching``: what its filters take of what is stored now."""
+        old = {stored.seq: stored for stored in self._queue if not stored.gone}
+        new = {stored.seq: stored for stored in matching if stored.seq >= max(self._next_seq, self._start)}
+        if self._only is not None:
+            new = {seq: stored for seq, stored in new.items() if seq > self._born or seq in self._only}
+        self.spec = spec
+        self._configure()
+        self._queue = deque(new.values())
+        self._gone = 0
+        for seq in new.keys() - old.keys():
+            self._claim(new[seq])
+        for seq in old.keys() - new.keys():
+            self._release(old[seq], settled=False)
+        self._arm(self._clock.monotonic())
+        self._arm_idle()
+        self.dispatch()
+
+    def offer(self, stored: Stored) -> None:
+        """A matching message was stored; ``dispatch`` follows. Its claim was counted by the stream."""
+        if stored.seq >= self._start:
+            self._queue.append(stored)
+        else:
+            self._release(stored, settled=True)
+
+    def removed(self, stored: Stored, *, advise: bool) -> None:
+        """A message left the stream without being settled here (R5)."""
+        seq = stored.seq
+        entry = self._pending.get(seq)
+        if entry is not None:
+            if advise:
+                reason = "Unacknowledged message was deleted"
+                self._terminated(entry, reason)
+            self._forget(seq)
+            self._moved()
+        elif seq in self._exhausted:
+            del self._exhausted[seq]
+            self._redelivered.pop(seq, None)
+        elif seq >= self._next_seq and (self._only is None or seq > self._born or seq in self._only):
+            self._gone += 1
+            self._sweep_queue()
+
+    def _sweep_queue(self) -> None:
+        queue = self._queue
+        while queue and queue[0].gone:
+            queue.popleft()
+            self._gone -= 1
+        if self._gone > 1000 and self._gone > len(queue) // 2:
+            self._queue = deque(stored for stored in queue if not stored.gone)
+            self._gone = 0
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._queue) - self._gone
+
+    @property
+    def paused(self) -> bool:
+        return self._paused_until is not None
+
+    def available(self) -> int:
+        """How many messages a pull would get now that nobody else was told of."""
+        if self._paused_until is not None:
+            return 0
+        if self._again:
+            self._drop_exhausted()
+        return len(self._again_set) + self._new_available() - self.woken
+
+    def _new_available(self) -> int:
+        return max(0, min(len(self._queue) - self._gone, self._room - len(self._pending)))
+
+    # -- delivering
+
+    def take(self, limit: int, connected: Callable[[], bool]) -> list[Delivery]:
+        """Deliver up to ``limit`` messages: what comes again first, then new ones while acks are not overdue."""
+        taken: list[Delivery] = []
+        if self._paused_until is not None:
+            return taken
+        self._last_active = now = self._clock.monotonic()
+        while self._again and len(taken) < limit:
+            self._drop_exhausted()
+            if self._again:
+                taken.append(self._redeliver(self._again[0], now, connected))
+        queue = self._queue
+        room = min(limit - len(taken), self._room - len(self._pending))
+        if room <= 0 or not queue:
+            return taken
+        deadline = now + self.spec.ack_wait
+        number = self._consumer_seq
+        while room > 0 and queue:
+            stored = queue.popleft()
+            if stored.gone:
+                self._gone -= 1
+                continue
+            room -= 1
+            number += 1
+            waiting = len(queue) - self._gone
+            delivery = MemoryDelivery(self, stored, number, number, 1, waiting, deadline, connected)
+            self._pending[stored.seq] = delivery
+            self._next_seq = stored.seq + 1
+            taken.append(delivery)
+        self._consumer_seq = number
+        if not queue:
+            # What lies between here and the end is not for this consumer: it has been passed.
+            self._next_seq = max(self.stream.last_seq + 1, self._next_seq)
+        if not self._explicit:
+            self._settle_at_once()
+        elif deadline < self._check_at:
+            self._arm(now)
+        if self.spec.headers_only:
+            for one in taken:
+                self._strip(one)
+        return taken
+
+    def _redeliver(self, seq: int, now: float, connected: Callable[[], bool]) -> MemoryDelivery:
+        self._again.popleft()
+        self._again_set.discard(seq)
+        before = self._pending[seq]
+        times = self._redelivered[seq] = self._redelivered.get(seq, 0) + 1
+        self._consumer_seq += 1
+        deadline = now + self._wait(times)
+        delivery = MemoryDelivery(
+            self, before.stored, self._consumer_seq, before.first_seq, times + 1, self.num_pending, deadline, connected
+        )
+        self._pending[seq] = delivery
+        if deadline < self._check_at:
+            self._arm(now)
+        if self.spec.headers_only:
+            self._strip(delivery)
+        return delivery
+
+    def _strip(self, delivery: Delivery) -> None:
+        delivery.headers = {**delivery.headers, "Nats-Msg-Size": str(len(delivery.data))}
+        delivery.data = b""
+
+    def _settle_at_once(self) -> None:
+        """Ack none: delivered is settled."""
+        delivered, self._pending = self._pending, {}
+        for entry in delivered.values():
+            self._release(entry.stored, settled=True)
+        self._moved()
+
+    def _wait(self, times: int) -> float:
+        backoff = self.spec.backoff
+        return backoff[min(times, len(backoff) - 1)] if backoff else self.spec.ack_wait
+
+    def peek_size(self) -> int:
+        """Bytes that the next delivery takes on the wire, its ack subject included; 0 when there is none."""
+        self._drop_exhausted()
+        seq = self._again[0] if self._again else None
+        stored = (
+            self._pending[seq].stored if seq is not None else next((one for one in self._queue if not one.gone), None)
+        )
+        if stored is None:
+            return 0
+        times = self._redelivered.get(stored.seq, 0) + 1
+        reply = f"$JS.ACK.{self.stream.name}.{self.name}.{times}.{stored.seq}.{self._consumer_seq + 1}."
+        headers = sum(len(key) + len(value) + 4 for key, value in stored.headers.items())
+        return len(stored.subject) + len(reply) + 19 + 2 + len(stored.data) + (headers + 12 if headers else 0)
+
+    def dispatch(self) -> None:
+        """Serve those who wait, one message each in turn (F1), while there is something."""
+        waiting = self.waiting
+        while waiting and self.available() > 0:
+            waiting.popleft().feed(self)
+
+    # -- settling
+
+    def ack(self, seq: int) -> None:
+        """Settle one message, or with ack all everything up to it; an unknown sequence is ignored."""
+        if self.spec.ack is Ack.ALL:
+            for one in [one for one in self._pending if one < seq]:
+                self._settled(one)
+        self._settled(seq)
+        if self.waiting:
+            self.dispatch()
+
+    def _settled(self, seq: int) -> None:
+        entry = self._pending.pop(seq, None)
+        if entry is not None:
+            stored = entry.stored
+            if not self._pending:
+                self._floor = SequencePair(self._consumer_seq, self._next_seq - 1)
+        else:
+            late = self._exhausted.pop(seq, None)
+            if late is None:
+                return
+            stored = late
+        if self._redelivered:
+            self._redelivered.pop(seq, None)
+            self._again_set.discard(seq)
+        # A first delivery that expired waits in _again and is not in _redelivered yet.
+        elif self._again_set:
+            self._again_set.discard(seq)
+        if seq > self._claims_from:
+            stored.claims -= 1
+            if not stored.claims:
+                self.stream.released(stored, settled=True)
+
+    def nak(self, seq: int, delay: float) -> None:
+        entry = self._pending.get(seq)
+        if entry is None:
+            return
+        self._advise("MSG_NAKED", "nak", entry)
+        if delay <= 0:
+            self._queue_again(seq)
+            self.dispatch()
+            return
+        now = self._clock.monotonic()
+        backoff = self.spec.backoff
+        skew = self._wait(self._redelivered.get(seq, 0)) - backoff[0] if backoff else 0.0
+        entry.deadline = now + delay + skew
+        if entry.deadline < self._check_at:
+            self._arm(now)
+
+    def in_progress(self, seq: int) -> None:
+        entry = self._pending.get(seq)
+        if entry is not None:
+            entry.deadline = self._clock.monotonic() + self._wait(self._redelivered.get(seq, 0))
+
+    def term(self, seq: int, reason: str) -> None:
+        entry = self._pending.get(seq)
+        if entry is not None:
+            self._terminated(entry, reason)
+        self._settled(seq)
+        if self.waiting:
+            self.dispatch()
+
+    def _queue_again(self, seq: int) -> None:
+        if seq not in self._again_set:
+            self._again_set.add(seq)
+            self._again.append(seq)
+
+    def _drop_exhausted(self) -> None:
+        """Bring to the front of ``_again`` what may be delivered again; the rest had its last delivery (L9)."""
+        again, limit = self._again, self.spec.max_deliver
+        while again:
+            seq = again[0]
+            if seq in self._again_set and seq in self._pending:
+                if limit <= 0 or self._redelivered.get(seq, 0) + 1 < limit:
+                    return
+                self._exhaust(seq)
+            again.popleft()
+            self._again_set.discard(seq)
+
+    def _exhaust(self, seq: int) -> None:
+        entry = self._pending.pop(seq)
+        self._exhausted[seq] = entry.stored
+        deliveries = self._redelivered.setdefault(seq, 0) + 1
+        if deliveries == self.spec.max_deliver:
+            self._advise("MAX_DELIVERIES", "max_deliver", entry)
+        if not self._pending:
+            self._moved()
+
+    def _forget(self, seq: int) -> None:
+        self._pending.pop(seq, None)
+        self._again_set.discard(seq)
+        self._redelivered.pop(seq, None)
+
+    def _moved(self) -> None:
+        if not self._pending:
+            self._floor = SequencePair(self._consumer_seq, self._next_seq - 1)
+
+    def _claim(self, stored: Stored) -> None:
+        if stored.seq > self._claims_from:
+            stored.claims += 1
+
+    def _release(self, stored: Stored, *, settled: bool) -> None:
+        if stored.seq > self._claims_from and not stored.gone:
+            stored.claims -= 1
+            if not stored.claims:
+                self.stream.released(stored, settled=settled)
+
+    # -- time
+
+    def _arm(self, now: float) -> None:
+        """One timer for all: it looks at what is in hand when the earliest of them may be due."""
+        deadline = min((entry.deadline for entry in self._pending.values()), default=NEVER)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._check_at = deadline
+        if deadline < NEVER:
+            self._timer = self._clock.call_at(deadline, self._check)
+
+    def _check(self) -> None:
+        now = self._clock.monotonic()
+        due = sorted(seq for seq, entry in self._pending.items() if entry.deadline <= now)
+        for seq in due:
+            if seq in self._again_set:
+                self._pending[seq].deadline = NEVER
+            elif self.spec.max_deliver == 1:
+                self._exhaust(seq)
+            else:
+                self._pending[seq].deadline = NEVER
+                self._queue_again(seq)
+        self._timer = None
+        self._arm(now)
+        self.dispatch()
+
+    def pause(self, until: float | None) -> None:
+        """Deliver nothing until this unix time (L14); None resumes."""
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = None
+        left = until - self._clock.time() if until is not None else 0.0
+        self._paused_until = until if left > 0 else None
+        if self._paused_until is not None:
+            self._pause_timer = self._clock.call_at(self._clock.monotonic() + left, lambda: self.pause(None))
+        else:
+            self.dispatch()
+
+    def _arm_idle(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self.spec.inactive_threshold > 0:
+            due = self._last_active + self.spec.inactive_threshold
+            self._idle_timer = self._clock.call_at(due, self._check_idle)
+
+    def _check_idle(self) -> None:
+        now = self._clock.monotonic()
+        if self.waiting or self.woken:
+            self._last_active = now
+        if now - self._last_active >= self.spec.inactive_threshold:
+            self.stream.expired(self)
+        else:
+            self._arm_idle()
+
+    # -- leaving
+
+    def drop_waiters(self, status: PullStatus) -> None:
+        waiting, self.waiting = self.waiting, deque()
+        for waiter in waiting:
+            waiter.end(status)
+
+    def close(self) -> None:
+        """It was deleted: who waits is told, what it held is held no more (R2)."""
+        self.deleted = True
+        for timer in (self._timer, self._pause_timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        self.drop_waiters(PullStatus.CONSUMER_DELETED)
+        held = [entry.stored for entry in self._pending.values()]
+        held += self._exhausted.values()
+        held += self._queue
+        self._pending.clear()
+        self._exhausted.clear()
+        self._queue.clear()
+        for stored in held:
+            self._release(stored, settled=False)
+
+    # -- saying
+
+    def info(self) -> ConsumerInfo:
+        if self._pending:
+            lowest = min(self._pending.values(), key=lambda entry: entry.seq)
+            if lowest.first_seq - 1 > self._floor.consumer:
+                self._floor = SequencePair(lowest.first_seq - 1, lowest.seq - 1)
+        paused = datetime.fromtimestamp(self._paused_until, UTC) if self._paused_until is not None else None
+        return ConsumerInfo(
+            stream=self.stream.name,
+            name=self.name,
+            spec=self.spec,
+            delivered=SequencePair(self._consumer_seq, self._next_seq - 1),
+            ack_floor=self._floor,
+            num_pending=self.num_pending,
+            num_ack_pending=len(self._pending),
+            num_redelivered=len(self._redelivered),
+            num_waiting=len(self.waiting),
+            paused_until=paused,
+        )
+
+    def _terminated(self, entry: MemoryDelivery, reason: str) -> None:
+        self._advise("MSG_TERMINATED", "terminated", entry, reason=reason)
+
+    def _advise(self, kind: str, word: str, entry: MemoryDelivery, **more: str) -> None:
+        def body() -> dict[str, Any]:
+            return {
+                "type": f"io.nats.jetstream.advisory.v1.{word}",
+                "stream": self.stream.name,
+                "consumer": self.name,
+                "consumer_seq": entry.consumer_seq,
+                "stream_seq": entry.seq,
+                "deliveries": entry.deliveries,
+                **more,
+            }
+
+        self.stream.advise(kind, self.name, body)

@@ -1,0 +1,108 @@
+"""Core publish and subscribe of the memory broker: at most once, to whoever listens now (rule U3)."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from nebengjek.bus.interface import CoreHandler, CoreMessage, Headers, Subscription
+from nebengjek.bus.memory_subjects import SubjectTable
+
+PENDING = 65_536
+"""Messages that a subscription holds while its handler is busy; what comes then is lost, as with NATS."""
+
+
+class CoreSubscription(Subscription):
+    """One task that calls the handler for one message after the other."""
+
+    def __init__(
+        self, router: "CoreRouter", subject: str, handler: CoreHandler, queue: str | None, connected: Callable[[], bool]
+    ) -> None:
+        self.subject = subject
+        self.queue = queue
+        self._router = router
+        self._handler = handler
+        self._connected = connected
+        self._pending: deque[CoreMessage] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name=f"subscription {subject}")
+
+    @property
+    def connected(self) -> bool:
+        return self._connected()
+
+    def deliver(self, message: CoreMessage) -> None:
+        if len(self._pending) >= PENDING:
+            self._complain("a slow subscription lost a message", None)
+            return
+        self._pending.append(message)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _run(self) -> None:
+        while True:
+            while self._pending:
+                try:
+                    await self._handler(self._pending.popleft())
+                except Exception as error:
+                    # One bad message must not end the subscription; the loop's handler reports it.
+                    self._complain("a core handler failed", error)
+            self._wake = self._loop.create_future()
+            await self._wake
+
+    def _complain(self, text: str, error: Exception | None) -> None:
+        context = {"message": f"{text}: {self.subject}"}
+        self._loop.call_exception_handler({**context, "exception": error} if error else context)
+
+    async def unsubscribe(self) -> None:
+        self._router.remove(self)
+        if self._task is asyncio.current_task():
+            # A handler that ends its own subscription: let it finish, nothing comes after it.
+            self._pending.clear()
+            self._loop.call_soon(self._task.cancel)
+            return
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+
+
+class CoreRouter:
+    """Who listens to what; of a queue group one member gets each message, in turn."""
+
+    def __init__(self) -> None:
+        self._table: SubjectTable[CoreSubscription] = SubjectTable()
+        self._turn = 0
+        self.inboxes: dict[str, Callable[[CoreMessage], None]] = {}
+        """Where replies go: an exact subject and what to do with the message."""
+
+    def add(self, subscription: CoreSubscription) -> None:
+        self._table.add(subscription.subject, subscription)
+
+    def remove(self, subscription: CoreSubscription) -> None:
+        self._table.remove(subscription)
+
+    def listened(self, subject: str) -> bool:
+        return subject in self.inboxes or any(one.connected for one in self._table.match(subject))
+
+    def deliver(self, subject: str, data: bytes, headers: Headers, reply: str | None) -> bool:
+        """Hand the message to all that listen; False when nobody does."""
+        found = self._table.match(subject)
+        inbox = self.inboxes.get(subject) if self.inboxes else None
+        if not found and inbox is None:
+            return False
+        message = CoreMessage(subject=subject, data=data, headers=dict(headers), reply=reply)
+        if inbox is not None:
+            inbox(message)
+        groups: dict[str, list[CoreSubscription]] = {}
+        heard = inbox is not None
+        for subscription in found:
+            if not subscription.connected:
+                continue
+            heard = True
+            if subscription.queue is None:
+                subscription.deliver(message)
+            else:
+                groups.setdefault(subscription.queue, []).append(subscription)
+        for members in groups.values():
+            self._turn += 1
+            members[self._turn % len(members)].deliver(message)
+        return heard

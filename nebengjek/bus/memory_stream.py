@@ -1,0 +1,396 @@
+"""A stream of the memory broker: what it stores, for how long, and who has a claim on it (rules P, D, R).
+
+One file over 300 lines, because storing, limits and claims change the same counters in one step.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from nebengjek.bus.checks import (
+    any_collide,
+    check_consumer,
+    check_consumer_change,
+    check_stream_change,
+)
+from nebengjek.bus.interface import (
+    EXPECTED_LAST_MSG_ID,
+    EXPECTED_LAST_SEQ,
+    EXPECTED_LAST_SUBJECT_SEQ,
+    EXPECTED_STREAM,
+    MSG_ID,
+    Ack,
+    ApiError,
+    ConsumerSpec,
+    Deliver,
+    Discard,
+    PubAck,
+    PublishRefused,
+    PullStatus,
+    Retention,
+    Storage,
+    StoredMessage,
+    StreamInfo,
+    StreamSpec,
+    subject_matches,
+)
+from nebengjek.bus.memory_clock import BrokerClock, Timer
+from nebengjek.bus.memory_consumer import MemoryConsumer, Stored, StreamSide
+from nebengjek.bus.memory_subjects import SubjectTable
+
+Advise = Callable[[str, Callable[[], dict[str, Any]]], None]
+_UNLIMITED = 1 << 60
+
+
+class MemoryStream(StreamSide):
+    """Messages by sequence. Removing one costs the same wherever it lies; the first sequence only moves up."""
+
+    def __init__(self, spec: StreamSpec, clock: BrokerClock, advise: Advise) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.clock = clock
+        self.last_seq = 0
+        self.consumers: dict[str, MemoryConsumer] = {}
+        self._advise = advise
+        self._messages: dict[int, Stored] = {}
+        self._first_seq = 1
+        self._bytes = 0
+        self._takers: SubjectTable[MemoryConsumer] = SubjectTable()
+        self._ids: dict[str, int] = {}
+        self._id_ages: deque[tuple[float, str]] = deque()
+        self._last_id = ""
+        self._of_subject: dict[str, dict[int, None]] = {}
+        self._age_timer: Timer | None = None
+        self._configure()
+
+    def _configure(self) -> None:
+        spec = self.spec
+        self._max_msgs = spec.max_msgs if spec.max_msgs > 0 else _UNLIMITED
+        self._max_bytes = spec.max_bytes if spec.max_bytes > 0 else _UNLIMITED
+        self._overhead = 16 if spec.storage is Storage.MEMORY else 30
+        self._interest = spec.retention is Retention.INTEREST
+        self._removes = spec.retention is not Retention.LIMITS
+        self._per_subject = spec.max_msgs_per_subject
+        if self._per_subject > 0 and not self._of_subject:
+            for stored in self._messages.values():
+                self._of_subject.setdefault(stored.subject, {})[stored.seq] = None
+
+    def update(self, spec: StreamSpec) -> None:
+        """Raises ApiError 10052 for what cannot be changed; new limits apply at once."""
+        check_stream_change(self.spec, spec)
+        self.spec = spec
+        self._configure()
+        for subject in [one for one, seqs in self._of_subject.items() if len(seqs) > self._per_subject > 0]:
+            self._shrink_subject(subject)
+        self._shrink()
+        self._arm_age()
+
+    # -- storing
+
+    def publish(self, subject: str, data: bytes, headers: Mapping[str, str], header_bytes: int) -> PubAck:
+        """Store it, in the order of checks of rule P2. Raises PublishRefused 10054, 10060, 10070, 10071, 10077."""
+        now = self.clock.time()
+        message_id = ""
+        if header_bytes:
+            if EXPECTED_STREAM in headers or EXPECTED_LAST_SEQ in headers or EXPECTED_LAST_SUBJECT_SEQ in headers:
+                self._check_expected(subject, headers)
+            message_id = headers.get(MSG_ID, "")
+            if message_id:
+                self._forget_ids(now)
+                known = self._ids.get(message_id)
+                if known is not None:
+                    return PubAck(self.name, known, True)
+            if headers.get(EXPECTED_LAST_MSG_ID, self._last_id) != self._last_id:
+                raise PublishRefused(10070, "wrong last msg ID")
+        size = header_bytes + len(data)
+        if 0 <= self.spec.max_msg_size < size:
+            raise PublishRefused(10054, "message size exceeds maximum allowed")
+        size += len(subject) + self._overhead + (4 if header_bytes and self._overhead == 30 else 0)
+        takers = self._takers.match(subject)
+        seq = self.last_seq + 1
+        if takers or not self._interest:
+            if self.spec.discard is Discard.NEW:
+                self._check_room(subject, size)
+            self.last_seq = seq
+            self._store(Stored(seq, subject, headers, data, now, size, len(takers)), takers)
+        else:
+            self.last_seq = seq
+            if not self._messages:
+                self._first_seq = seq + 1
+        if message_id:
+            self._ids[message_id] = seq
+            self._id_ages.append((now, message_id))
+        self._last_id = message_id
+        return PubAck(self.name, seq)
+
+    def _store(self, stored: Stored, takers: tuple[MemoryConsumer, ...]) -> None:
+        if not self._messages:
+            self._first_seq = stored.seq
+        self._messages[stored.seq] = stored
+        self._bytes += stored.size
+        if self._age_timer is None and self.spec.max_age > 0:
+            self._arm_age()
+        if self._per_subject > 0:
+            self._of_subject.setdefault(stored.subject, {})[stored.seq] = None
+        for consumer in takers:
+            consumer.offer(stored)
+        if self._per_subject > 0:
+            self._shrink_subject(stored.subject)
+        if len(self._messages) > self._max_msgs or self._bytes > self._max_bytes:
+            self._shrink()
+        for consumer in takers:
+            if consumer.waiting:
+                consumer.dispatch()
+
+    def _check_expected(self, subject: str, headers: Mapping[str, str]) -> None:
+        if headers.get(EXPECTED_STREAM, self.name) != self.name:
+            raise PublishRefused(10060, "expected stream does not match")
+        wanted = headers.get(EXPECTED_LAST_SUBJECT_SEQ)
+        if wanted is not None:
+            last = self._last_of(subject)
+            if int(wanted) != (last.seq if last else 0):
+                raise PublishRefused(10071, f"wrong last sequence: {last.seq if last else 0}")
+        wanted = headers.get(EXPECTED_LAST_SEQ)
+        if wanted is not None and int(wanted) != self.last_seq:
+            raise PublishRefused(10071, f"wrong last sequence: {self.last_seq}")
+
+    def _check_room(self, subject: str, size: int) -> None:
+        """Discard new (P3): a subject at its own limit makes room for itself, unless that is refused too."""
+        mine = self._of_subject.get(subject)
+        replaces = mine is not None and len(mine) >= self._per_subject > 0
+        if replaces and self.spec.discard_new_per_subject:
+            raise PublishRefused(10077, "maximum messages per subject exceeded", status=503)
+        if len(self._messages) >= self._max_msgs and not replaces:
+            raise PublishRefused(10077, "maximum messages exceeded", status=503)
+        freed = self._messages[next(iter(mine))].size if mine and replaces else 0
+        if self._bytes - freed + size > self._max_bytes:
+            raise PublishRefused(10077, "maximum bytes exceeded", status=503)
+
+    def _forget_ids(self, now: float) -> None:
+        ages, oldest = self._id_ages, now - self.spec.duplicate_window
+        while ages and ages[0][0] <= oldest:
+            del self._ids[ages.popleft()[1]]
+
+    # -- removing
+
+    def remove(self, stored: Stored, *, advise: bool = True) -> None:
+        """Remove a message that somebody may still have in hand (eviction, age, delete, purge)."""
+        self._drop(stored)
+        for consumer in self._takers.match(stored.subject):
+            consumer.removed(stored, advise=advise)
+        stored.wake()
+
+    def _drop(self, stored: Stored) -> None:
+        stored.gone = True
+        del self._messages[stored.seq]
+        self._bytes -= stored.size
+        if self._per_subject > 0:
+            of_subject = self._of_subject[stored.subject]
+            del of_subject[stored.seq]
+            if not of_subject:
+                del self._of_subject[stored.subject]
+        if stored.seq == self._first_seq:
+            self._advance()
+
+    def _advance(self) -> None:
+        messages, first, end = self._messages, self._first_seq + 1, self.last_seq + 1
+        if not messages:
+            first = end
+        while first < end and first not in messages:
+            first += 1
+        self._first_seq = first
+
+    def _shrink(self) -> None:
+        while self._messages and (len(self._messages) > self._max_msgs or self._bytes > self._max_bytes):
+            self.remove(self._messages[self._first_seq])
+
+    def _shrink_subject(self, subject: str) -> None:
+        seqs = self._of_subject.get(subject, {})
+        for seq in list(seqs)[: max(0, len(seqs) - self._per_subject)]:
+            self.remove(self._messages[seq])
+
+    def _arm_age(self) -> None:
+        if self._age_timer is not None:
+            self._age_timer.cancel()
+            self._age_timer = None
+        head = self._messages.get(self._first_seq)
+        if self.spec.max_age > 0 and head is not None:
+            left = head.time + self.spec.max_age - self.clock.time()
+            self._age_timer = self.clock.call_at(self.clock.monotonic() + max(left, 0.001), self._remove_aged)
+
+    def _remove_aged(self) -> None:
+        self._age_timer = None
+        oldest = self.clock.time() - self.spec.max_age
+        # A float's last bit must not make the timer miss the message that it was set for.
+        while (head := self._messages.get(self._first_seq)) is not None and head.time <= oldest + 1e-6:
+            self.remove(head)
+        self._arm_age()
+
+    def purge(self, subject: str | None, keep: int | None, up_to: int | None) -> int:
+        """Raises ApiError 10003 for ``keep`` with ``up_to``."""
+        if keep is not None and up_to is not None:
+            raise ApiError(10003, "keep and sequence exclude each other")
+        chosen = [one for one in self._messages.values() if subject is None or subject_matches(subject, one.subject)]
+        if up_to is not None:
+            chosen = [one for one in chosen if one.seq < up_to]
+        elif keep:
+            chosen = chosen[:-keep]
+        for stored in chosen:
+            self.remove(stored, advise=False)
+        return len(chosen)
+
+    def delete(self, seq: int) -> None:
+        """Raises ApiError 10043."""
+        stored = self._messages.get(seq)
+        if stored is None:
+            raise ApiError(10043, f"sequence {seq} not found")
+        self.remove(stored)
+
+    # -- reading
+
+    def get(self, seq: int | None, last_by_subject: str | None) -> StoredMessage:
+        """Raises ApiError 10037."""
+        stored = self._messages.get(seq or 0) if last_by_subject is None else self._last_of(last_by_subject)
+        if stored is None:
+            raise ApiError(10037, "no message found", status=404)
+        return StoredMessage(
+            stream=self.name,
+            seq=stored.seq,
+            subject=stored.subject,
+            headers=dict(stored.headers),
+            data=stored.data,
+            time=datetime.fromtimestamp(stored.time, UTC),
+        )
+
+    def find(self, seq: int) -> Stored | None:
+        return self._messages.get(seq)
+
+    def _last_of(self, subject: str) -> Stored | None:
+        for seq in range(self.last_seq, self._first_seq - 1, -1):
+            stored = self._messages.get(seq)
+            if stored is not None and subject_matches(subject, stored.subject):
+                return stored
+        return None
+
+    def stored_from(self, seq: int) -> Iterator[Stored]:
+        return (stored for stored in self._messages.values() if stored.seq >= seq)
+
+    def info(self) -> StreamInfo:
+        first = self._first_seq if self._messages else self.last_seq + 1
+        return StreamInfo(
+            spec=self.spec,
+            messages=len(self._messages),
+            bytes=self._bytes,
+            first_seq=first,
+            last_seq=self.last_seq,
+            consumers=len(self.consumers),
+            deleted=self.last_seq - first + 1 - len(self._messages) if self._messages else 0,
+        )
+
+    # -- claims
+
+    def released(self, stored: Stored, *, settled: bool) -> None:
+        if (settled and self._removes) or self._interest:
+            self._drop(stored)
+        if stored.waiters is not None:
+            stored.wake()
+
+    def advise(self, kind: str, consumer: str, body: Callable[[], dict[str, Any]]) -> None:
+        self._advise(f"$JS.EVENT.ADVISORY.CONSUMER.{kind}.{self.name}.{consumer}", body)
+
+    # -- consumers
+
+    def create_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
+        """Raises ApiError 10148 (exists, other config), 10026, and for work queues 10084, 10098-10101."""
+        spec = check_consumer(spec)
+        existing = self.consumers.get(spec.name) if spec.name is not None else None
+        if existing is not None:
+            if existing.spec != spec:
+                raise ApiError(10148, "the consumer exists with another config")
+            return existing
+        if 0 < self.spec.max_consumers <= len(self.consumers):
+            raise ApiError(10026, "maximum consumers limit reached")
+        self._check_work_queue(spec, None)
+        claims_from = 0 if self._removes else self.last_seq
+        consumer = MemoryConsumer(self, spec.name or secrets.token_hex(4), spec, claims_from=claims_from)
+        consumer.begin(self._matching(spec))
+        self.consumers[consumer.name] = consumer
+        self._enter(consumer)
+        return consumer
+
+    def update_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
+        """Raises ApiError 10149 (unknown), 10012 (what cannot be changed), 10099, 10100."""
+        spec = check_consumer(spec)
+        consumer = self.consumers.get(spec.name) if spec.name is not None else None
+        if consumer is None:
+            raise ApiError(10149, "the consumer does not exist")
+        check_consumer_change(consumer.spec, spec)
+        self._check_work_queue(spec, consumer)
+        self._takers.remove(consumer)
+        consumer.refilter(spec, self._matching(spec))
+        self._enter(consumer)
+        return consumer
+
+    def _matching(self, spec: ConsumerSpec) -> list[Stored]:
+        if not spec.filters:
+            return list(self._messages.values())
+        return [one for one in self._messages.values() if any(subject_matches(f, one.subject) for f in spec.filters)]
+
+    def _enter(self, consumer: MemoryConsumer) -> None:
+        for pattern in consumer.spec.filters or (">",):
+            self._takers.add(pattern, consumer)
+
+    def _check_work_queue(self, spec: ConsumerSpec, existing: MemoryConsumer | None) -> None:
+        if self.spec.retention is not Retention.WORKQUEUE:
+            return
+        if spec.ack is Ack.NONE:
+            raise ApiError(10084, "a work queue needs explicit acks")
+        if spec.ack is Ack.ALL:
+            raise ApiError(10098, "a work queue needs explicit acks")
+        if spec.deliver is not Deliver.ALL:
+            raise ApiError(10101, "a work queue delivers all")
+        for other in self.consumers.values():
+            if other is existing:
+                continue
+            if not spec.filters and not other.spec.filters:
+                raise ApiError(10099, "a second unfiltered consumer on a work queue")
+            if any_collide(spec.filters, other.spec.filters):
+                raise ApiError(10100, "filters of work queue consumers overlap")
+
+    def delete_consumer(self, name: str) -> None:
+        """Raises ApiError 10014."""
+        consumer = self.consumers.pop(name, None)
+        if consumer is None:
+            raise ApiError(10014, "consumer not found", status=404)
+        self._takers.remove(consumer)
+        consumer.close()
+
+    def expired(self, consumer: MemoryConsumer) -> None:
+        if self.consumers.get(consumer.name) is consumer:
+            self.delete_consumer(consumer.name)
+
+    # -- leaving
+
+    def close(self) -> None:
+        """It was deleted, or was in memory when the server ended."""
+        for name in list(self.consumers):
+            consumer = self.consumers.pop(name)
+            self._takers.remove(consumer)
+            consumer.close()
+        if self._age_timer is not None:
+            self._age_timer.cancel()
+        for stored in self._messages.values():
+            stored.gone = True
+            stored.wake()
+        self._messages.clear()
+
+    def restarted(self) -> None:
+        """The server came back: pulls are gone, ids are remembered only of what is still stored (D4)."""
+        for consumer in self.consumers.values():
+            consumer.drop_waiters(PullStatus.DISCONNECTED)
+        oldest = self.clock.time() - self.spec.duplicate_window
+        recent = [one for one in self._messages.values() if one.time > oldest and one.headers.get(MSG_ID)]
+        self._ids = {one.headers[MSG_ID]: one.seq for one in recent}
+        self._id_ages = deque((one.time, one.headers[MSG_ID]) for one in recent)
