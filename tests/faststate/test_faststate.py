@@ -1,0 +1,145 @@
+"""One suite over both implementations of the fast state."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nebengjek.clock import ManualClock
+from nebengjek.errors import Unavailable
+from nebengjek.faststate import FastState, MemoryFastState, RedisFastState, connect_redis
+from tests.faststate.backends import Backend, backend
+from tests.servers import valkey_server
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[str]:
+    with valkey_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.real)])
+def url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "memory" else request.getfixturevalue("valkey")
+
+
+@asynccontextmanager
+async def opened(url: str | None) -> AsyncIterator[tuple[FastState, Backend]]:
+    async with backend(url) as where:
+        state: FastState = RedisFastState(where.client) if where.client else MemoryFastState(where.clock)
+        yield state, where
+
+
+async def test_a_value_lives_until_its_time_is_over(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        assert await state.put("otp:1", b"\x00secret", 300)
+        await where.advance(299)
+        assert await state.get("otp:1") == b"\x00secret"
+        await where.advance(2)
+        assert await state.get("otp:1") is None
+
+
+async def test_a_second_put_replaces_value_and_time(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        await state.put("k", b"one", 10)
+        assert await state.put("k", b"two", 100)
+        await where.advance(50)
+        assert await state.get("k") == b"two"
+
+
+async def test_put_if_absent_keeps_the_first(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        assert await state.put("k", b"first", 10, if_absent=True)
+        assert not await state.put("k", b"second", 10, if_absent=True)
+        assert await state.get("k") == b"first"
+        await where.advance(11)
+        assert await state.put("k", b"third", 10, if_absent=True)
+
+
+async def test_of_many_putters_and_takers_one_wins(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        put = await asyncio.gather(*(state.put("k", b"%d" % n, 10, if_absent=True) for n in range(20)))
+        assert put.count(True) == 1
+        taken = await asyncio.gather(*(state.take("k") for _ in range(20)))
+        assert [value for value in taken if value is not None] == [b"%d" % put.index(True)]
+        assert await state.get("k") is None
+
+
+async def test_an_expired_value_cannot_be_taken(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        await state.put("k", b"v", 5)
+        await where.advance(6)
+        assert await state.take("k") is None
+
+
+async def test_deleting_forgets_values_and_counters_and_nothing_is_fine_too(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        await state.put("k", b"v", 5)
+        await state.hit("hits", 60)
+        await state.delete("k")
+        await state.delete("hits")
+        await state.delete("never")
+        assert await state.get("k") is None
+        assert (await state.hit("hits", 60))[0] == 1
+
+
+async def test_the_first_hit_opens_a_window_that_later_hits_do_not_extend(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        count, left = await state.hit("login", 60)
+        assert (count, round(left)) == (1, 60)
+        await where.advance(40)
+        count, left = await state.hit("login", 60)
+        assert count == 2
+        assert 19 <= left <= 20
+        await where.advance(21)
+        count, left = await state.hit("login", 60)
+        assert (count, round(left)) == (1, 60)
+
+
+async def test_hits_at_the_same_instant_are_all_counted(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        counts = await asyncio.gather(*(state.hit("burst", 60) for _ in range(30)))
+        assert sorted(count for count, _ in counts) == list(range(1, 31))
+
+
+async def test_nothing_can_be_kept_for_no_time(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        with pytest.raises(ValueError, match="keep nothing"):
+            await state.put("k", b"v", 0)
+        with pytest.raises(ValueError, match="keep nothing"):
+            await state.hit("k", -1)
+
+
+async def test_ping_passes_and_where_names_no_password(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        await state.ping()
+        assert state.where == "in this process" if url is None else state.where.startswith("redis at 127.0.0.1:")
+
+
+async def test_the_table_in_this_process_stays_bounded_by_what_lives() -> None:
+    clock = ManualClock()
+    state = MemoryFastState(clock)
+    for number in range(50_000):
+        clock.advance(0.1)
+        await state.put(f"k{number}", b"v", 10)  # 100 of them live at a time
+    assert len(state) <= 1024
+    assert await state.get("k49999") == b"v"
+
+
+async def test_without_a_server_everything_is_unavailable() -> None:
+    client = connect_redis("redis://:secret@127.0.0.1:1/3")
+    state = RedisFastState(client)
+    assert state.where == "redis at 127.0.0.1:1/3"
+    for call in (state.ping(), state.get("k"), state.put("k", b"v", 1), state.take("k"), state.hit("k", 1)):
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.dependency == "redis"
+    await state.close()
+
+
+def test_the_embedded_default_imports_no_redis() -> None:
+    code = "import sys, nebengjek.faststate; sys.exit('redis' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
