@@ -21,12 +21,13 @@ from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
 from nebengjek.errors import Misconfigured, Unauthenticated, Unavailable
-from nebengjek.faststate import FastState, MemoryFastState, connect_redis
+from nebengjek.faststate import FastState, MemoryFastState, RedisFastState, connect_redis
 from nebengjek.location.module import location
 from nebengjek.location.odometer import Rules
+from nebengjek.location.redis_store import RedisPoints
 from nebengjek.location.store import MemoryPoints, Points
 from nebengjek.match.module import match
-from nebengjek.match.pool import MemoryPool, Pool
+from nebengjek.match.pool import MemoryPool, Pool, RedisPool
 from nebengjek.migrations import HEAD
 from nebengjek.module import Module, Sweep
 from nebengjek.pods import Pods
@@ -119,22 +120,16 @@ class App:
     def _fast_state(self) -> FastState:
         if self.redis is None:
             return MemoryFastState(self.clock)
-        from nebengjek.faststate import RedisFastState
-
         return RedisFastState(self.redis)
 
     def _points(self) -> Points:
         if self.redis is None:
             return MemoryPoints(self.clock)
-        from nebengjek.location.store import RedisPoints
-
         return RedisPoints(self.redis)
 
     def _pool(self) -> Pool:
         if self.redis is None:
             return MemoryPool()
-        from nebengjek.match.pool import RedisPool
-
         return RedisPool(self.redis)
 
     def _modules(self) -> list[Module]:
@@ -177,7 +172,7 @@ class App:
             rides(
                 self.bus,
                 self.database,
-                SimulatedGateway(),
+                SimulatedGateway(self.database),
                 self.clock,
                 rate_per_km=settings.billing.rate_per_km,
                 minimum_fare=settings.billing.minimum_fare,

@@ -6,6 +6,6 @@ from sqlalchemy import Connection
 from nebengjek.sql import metadata
 
 connection: Connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+context.configure(connection=connection, target_metadata=metadata, user_module_prefix="")
 with context.begin_transaction():
     context.run_migrations()

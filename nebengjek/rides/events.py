@@ -43,6 +43,7 @@ def started(ride: RideRow) -> RideStarted:
         **_about(ride),
         status=ride.status,
         location=Location(latitude=start.latitude, longitude=start.longitude),
+        target_location=Location(latitude=ride.target_latitude, longitude=ride.target_longitude),
         start_time=start.timestamp,
         started_at=_known(ride.started_at),
     )

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
     delete,
     select,
-    true,
+   
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,7 +44,7 @@ users = Table(
     CheckConstraint("role IN ('passenger', 'driver')", name="role"),
 )
 """``finder``: the open search as the phone sent it, JSON. ``msisdn`` is null once the account is anonymised."""
-Index("ix_users_online", users.c.id, sqlite_where=users.c.online == true(), postgresql_where=users.c.online == true())
+Index("ix_users_online", users.c.online)
 
 drivers = Table(
     "drivers",
