@@ -22,18 +22,6 @@ class Frame(Struct, frozen=True, kw_only=True):
     id: FrameId | None = None
 
 
-class BeaconData(Struct, frozen=True, kw_only=True):
-    is_active: bool
-    location: Location | None = None
-
-
-class FinderData(Struct, frozen=True, kw_only=True):
-    is_active: bool
-    location: Location | None = None
-    target_location: Location | None = None
-    vehicle_type: VehicleType | None = None
-
-
 class PhonePoint(Struct, frozen=True, kw_only=True):
     """``timestamp``: the phone's clock, with its offset; accuracy in metres, speed in km/h, heading in degrees."""
 
@@ -43,6 +31,18 @@ class PhonePoint(Struct, frozen=True, kw_only=True):
     accuracy: Annotated[float, Meta(ge=0)] | None = None
     speed: Annotated[float, Meta(ge=0)] | None = None
     heading: Annotated[float, Meta(ge=0, le=360)] | None = None
+
+
+class BeaconData(Struct, frozen=True, kw_only=True):
+    is_active: bool
+    location: PhonePoint | None = None
+
+
+class FinderData(Struct, frozen=True, kw_only=True):
+    is_active: bool
+    location: PhonePoint | None = None
+    target_location: Location | None = None
+    vehicle_type: VehicleType | None = None
 
 
 class LocationData(Struct, frozen=True, kw_only=True):

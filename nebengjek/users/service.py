@@ -41,7 +41,7 @@ class UsersService:
         if data.is_active and data.location is None:
             raise Invalid("location: needed to switch the beacon on")
         if data.location is not None:
-            await self.point(user_id, _point(data.location), None)
+            await self.point(user_id, data.location, None)
         async with self._database.begin() as tx:
             row = await self._free(tx, user_id)
             if row.role != "driver":
@@ -52,7 +52,7 @@ class UsersService:
                 user_id=user_id,
                 version=version or 0,
                 is_active=data.is_active,
-                location=data.location,
+                location=_place(data.location),
                 driver=DriverCard(
                     name=row.full_name or "", vehicle_type=row.vehicle_type, vehicle_plate=row.vehicle_plate
                 ),
@@ -67,7 +67,7 @@ class UsersService:
         if data.is_active and (data.location is None or data.target_location is None):
             raise Invalid("location and target_location: both are needed to look for a driver")
         if data.location is not None:
-            await self.point(user_id, _point(data.location), None)
+            await self.point(user_id, data.location, None)
         async with self._database.begin() as tx:
             row = await self._free(tx, user_id)
             if row.role != "passenger":
@@ -91,7 +91,7 @@ class UsersService:
             version=version or 0,
             is_active=data.is_active,
             passenger=PassengerCard(name=row.full_name or ""),
-            location=data.location,
+            location=_place(data.location),
             target_location=data.target_location,
             vehicle_type=data.vehicle_type,
         )
@@ -211,5 +211,5 @@ class UsersService:
         return row, None, msgspec.json.decode(row.finder, type=FinderState)
 
 
-def _point(place: Location) -> PhonePoint:
-    return PhonePoint(latitude=place.latitude, longitude=place.longitude)
+def _place(point: PhonePoint | None) -> Location | None:
+    return None if point is None else Location(latitude=point.latitude, longitude=point.longitude)
