@@ -31,7 +31,7 @@ COUNTERS = {
     "matches": ("Proposals by what became of them: offered, accepted, rejected.", ("outcome",)),
     "sweep_failures": ("Sweeps that failed; the next round comes anyway.", ("sweep",)),
     "frames": ("Frames of phones by outcome: accepted, refused, limited.", ("outcome",)),
-    "sweeps_failed": ("Rounds of a sweep that raised.", ("sweep",)),
+    "sweep_failures": ("Rounds of a sweep that raised.", ("sweep",)),
     "otp": ("One-time codes by outcome: sent, limited, verified, wrong.", ("outcome",)),
 }
 GAUGES = {
@@ -99,10 +99,6 @@ class Metrics(Collector):
         self._dead[consumer, reason] += 1
 
     # -- everybody else
-
-    def sweep_failed(self, name: str) -> None:
-        """A sweep raised; its next round comes anyway."""
-        self.counter("sweeps_failed", sweep=name).inc()
 
     def counter(self, name: str, **labels: str) -> Counter:
         """One of COUNTERS with these labels: ``counter("matches", outcome="offered").inc()``."""

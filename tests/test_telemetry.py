@@ -132,13 +132,13 @@ async def test_gauges_are_refreshed_when_somebody_looks() -> None:
     metrics.before_scrape(away)
     metrics.before_scrape(refresh)
     metrics.counter("matches", outcome="offered").inc()
-    metrics.sweep_failed("match")
+    metrics.counter("sweep_failures", sweep="match").inc()
     await samples(metrics)
     found = await samples(metrics)
     assert found[key("nebengjek_sockets")] == 2
     assert found[key("nebengjek_rides", state="ONGOING")] == 3
     assert found[key("nebengjek_matches_total", outcome="offered")] == 1
-    assert found[key("nebengjek_sweeps_failed_total", sweep="match")] == 1
+    assert found[key("nebengjek_sweep_failures_total", sweep="match")] == 1
     assert found[key("nebengjek_scrape_errors_total")] == 2
 
 
