@@ -1,6 +1,5 @@
 """What rides remembers: rows of rides, ledger, payments and their tries, changed by conditional updates only."""
 
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.contracts.geo import Location, Point
+from nebengjek.contracts.message import is_id
 from nebengjek.contracts.rides import LedgerEntry, Payment, PaymentState, Ride, RideState
 from nebengjek.database import insert_ignore
 from nebengjek.rides.fares import kilometres
@@ -17,13 +17,6 @@ from nebengjek.rides.tables import ledger, payment_attempts, payments, rides
 
 OPEN: tuple[RideState, ...] = ("PICKUP", "ONGOING", "ARRIVED")
 ANY: tuple[RideState, ...] = (*OPEN, "COMPLETED", "CANCELLED")
-
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def is_id(text: str) -> bool:
-    """Can it be an id at all? What comes from outside may be anything, and PostgreSQL chokes on a NUL."""
-    return _ID.fullmatch(text) is not None
 
 
 class RideRow(Struct, frozen=True, kw_only=True):
@@ -145,7 +138,13 @@ async def _row(tx: AsyncConnection, statement: Any) -> RideRow | None:
 
 
 async def insert_ride(tx: AsyncConnection, row: RideRow) -> bool:
-    """False: the match has a ride already, or one of the two is in another that has not ended."""
+    """False: the match has a ride already, or one of the two is in another that has not ended.
+
+    Two in the same role are refused by an index, whatever the timing; the look is for a driver who is a passenger.
+    """
+    crossed = or_(rides.c.driver_id == row.passenger_id, rides.c.passenger_id == row.driver_id)
+    if (await tx.execute(select(exists().where(crossed, rides.c.status.in_(OPEN))))).scalar_one():
+        return False
     return await insert_ignore(tx, rides, {name: getattr(row, name) for name in row.__struct_fields__})
 
 
