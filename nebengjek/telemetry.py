@@ -30,9 +30,6 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 COUNTERS = {
     "matches": ("Proposals by what became of them: offered, accepted, rejected.", ("outcome",)),
     "sweep_failures": ("Sweeps that failed; the next round comes anyway.", ("sweep",)),
-    "frames": ("Frames of phones by outcome: accepted, refused, limited.", ("outcome",)),
-    "sweep_failures": ("Rounds of a sweep that raised.", ("sweep",)),
-    "otp": ("One-time codes by outcome: sent, limited, verified, wrong.", ("outcome",)),
 }
 GAUGES = {
     "sockets": ("Phones connected to this pod.", ()),
