@@ -29,7 +29,7 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 COUNTERS = {
     "matches": ("Proposals by what became of them: offered, accepted, rejected.", ("outcome",)),
-    "sweep_failures": ("Sweeps that failed; the next round comes anyway.", ("sweep",)),
+    "sweep_failures": ("Rounds of a sweep that raised; the next round comes anyway.", ("sweep",)),
 }
 GAUGES = {
     "sockets": ("Phones connected to this pod.", ()),
