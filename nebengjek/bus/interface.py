@@ -502,7 +502,7 @@ _TOKEN = re.compile(r"[!-~]+")
 # Nearly every subject is fine and this runs for each publish: one match, before the search for what is wrong.
 _LITERAL = re.compile(r"(?:[!-)+\-/-=?-~]+\.){0,15}[!-)+\-/-=?-~]+")
 _NAME = re.compile(r"[^.*>/\\\s]{1,255}")
-_HEADER_KEY = re.compile(r"[!-9;-~]+")
+_HEADER_KEY = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _good_keys: set[str] = set()
 
 

@@ -284,6 +284,9 @@ class MemoryBroker(Broker):
     def connected(self) -> bool:
         return self._status is ConnectionStatus.UP
 
+    def closed(self) -> bool:
+        return self._status is ConnectionStatus.CLOSED
+
     def _check_up(self) -> MemoryServer:
         if self._status is not ConnectionStatus.UP:
             raise Disconnected("bus")
@@ -403,7 +406,7 @@ class MemoryBroker(Broker):
         found = self._check_up().find_consumer(stream, consumer)
         if found is None:
             return Batch([], PullStatus.NO_CONSUMER)
-        waiter = PullWaiter(found, max(1, batch), max_bytes, self.connected)
+        waiter = PullWaiter(found, max(1, batch), max_bytes, self)
         self._waiting.add(waiter)
         try:
             return await waiter.collect(self.server.clock, expires=expires, no_wait=no_wait, heartbeat=heartbeat)

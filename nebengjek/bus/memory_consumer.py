@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from nebengjek.bus.interface import (
     Ack,
+    AckTimeout,
     AlreadySettled,
     ConsumerInfo,
     ConsumerSpec,
@@ -51,6 +52,14 @@ class Stored:
             waiter()
 
 
+class Connection(Protocol):
+    """Whose delivery it is. While it is broken, settling counts as sent with its return; once closed, nothing does."""
+
+    def connected(self) -> bool: ...
+
+    def closed(self) -> bool: ...
+
+
 class StreamSide(ABC):
     """What a consumer needs of its stream."""
 
@@ -78,7 +87,7 @@ class StreamSide(ABC):
 class MemoryDelivery(Delivery):
     """One delivery; the entry of its consumer's list of what is in hand, too."""
 
-    __slots__ = ("_connected", "_of", "_settled", "deadline", "first_seq", "stored")
+    __slots__ = ("_connection", "_of", "_settled", "deadline", "first_seq", "stored")
 
     def __init__(
         self,
@@ -89,10 +98,10 @@ class MemoryDelivery(Delivery):
         deliveries: int,
         pending: int,
         deadline: float,
-        connected: Callable[[], bool],
+        connection: Connection,
     ) -> None:
         self._of = of
-        self._connected = connected
+        self._connection = connection
         self._settled = False
         self.stored = stored
         self.stream = of.stream.name
@@ -117,6 +126,8 @@ class MemoryDelivery(Delivery):
 
     async def ack_sync(self, timeout: float = 5.0) -> None:
         self._settle()
+        if not self._connection.connected():
+            raise AckTimeout("bus", f"{self.stream}:{self.seq} was not confirmed")
         self._of.ack(self.seq)
 
     async def nak(self, delay: float = 0.0) -> None:
@@ -126,7 +137,8 @@ class MemoryDelivery(Delivery):
     async def in_progress(self) -> None:
         if self._settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        self._check_connected()
+        if self._connection.closed():
+            raise Disconnected("bus")
         self._of.in_progress(self.seq)
 
     async def term(self, reason: str = "") -> None:
@@ -136,13 +148,9 @@ class MemoryDelivery(Delivery):
     def _settle(self) -> None:
         if self._settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        if not self._connected():
-            self._check_connected()
-        self._settled = True
-
-    def _check_connected(self) -> None:
-        if not self._connected():
+        if self._connection.closed():
             raise Disconnected("bus")
+        self._settled = True
 
 
 class Waiter(ABC):
@@ -272,6 +280,12 @@ class MemoryConsumer:
             self._gone += 1
             self._sweep_queue()
 
+    def purged(self, first_seq: int) -> None:
+        """The stream begins at ``first_seq`` now."""
+        if self._next_seq < first_seq:
+            self._next_seq = first_seq
+            self._moved()
+
     def _sweep_queue(self) -> None:
         queue = self._queue
         while queue and queue[0].gone:
@@ -302,7 +316,7 @@ class MemoryConsumer:
 
     # -- delivering
 
-    def take(self, limit: int, connected: Callable[[], bool]) -> list[Delivery]:
+    def take(self, limit: int, connection: Connection) -> list[Delivery]:
         """Deliver up to ``limit`` messages: what comes again first, then new ones while acks are not overdue."""
         taken: list[Delivery] = []
         if self._paused_until is not None:
@@ -311,7 +325,7 @@ class MemoryConsumer:
         while self._again and len(taken) < limit:
             self._drop_exhausted()
             if self._again:
-                taken.append(self._redeliver(self._again[0], now, connected))
+                taken.append(self._redeliver(self._again[0], now, connection))
         queue = self._queue
         room = min(limit - len(taken), self._room - len(self._pending))
         if room <= 0 or not queue:
@@ -326,7 +340,7 @@ class MemoryConsumer:
             room -= 1
             number += 1
             waiting = len(queue) - self._gone
-            delivery = MemoryDelivery(self, stored, number, number, 1, waiting, deadline, connected)
+            delivery = MemoryDelivery(self, stored, number, number, 1, waiting, deadline, connection)
             self._pending[stored.seq] = delivery
             self._next_seq = stored.seq + 1
             taken.append(delivery)
@@ -343,7 +357,7 @@ class MemoryConsumer:
                 self._strip(one)
         return taken
 
-    def _redeliver(self, seq: int, now: float, connected: Callable[[], bool]) -> MemoryDelivery:
+    def _redeliver(self, seq: int, now: float, connection: Connection) -> MemoryDelivery:
         self._again.popleft()
         self._again_set.discard(seq)
         before = self._pending[seq]
@@ -351,7 +365,7 @@ class MemoryConsumer:
         self._consumer_seq += 1
         deadline = now + self._wait(times)
         delivery = MemoryDelivery(
-            self, before.stored, self._consumer_seq, before.first_seq, times + 1, self.num_pending, deadline, connected
+            self, before.stored, self._consumer_seq, before.first_seq, times + 1, self.num_pending, deadline, connection
         )
         self._pending[seq] = delivery
         if deadline < self._check_at:

@@ -6,19 +6,17 @@ from typing import Protocol
 
 from nebengjek.bus.interface import Batch, Consumption, Delivery, PullStatus
 from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import MemoryConsumer, Waiter
+from nebengjek.bus.memory_consumer import Connection, MemoryConsumer, Waiter
 
 NO_WAIT_PATIENCE = 2.0
 """Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""
 
 
-class Connection(Protocol):
+class Attached(Connection, Protocol):
     """What a consumer loop's source needs of its broker."""
 
     @property
     def server(self) -> "Server": ...
-
-    def connected(self) -> bool: ...
 
     async def wait_connected(self) -> None: ...
 
@@ -32,13 +30,11 @@ class Server(Protocol):
 class PullWaiter(Waiter):
     """One pull request: collects up to ``batch`` messages until it is full, or ends with a status."""
 
-    def __init__(
-        self, consumer: MemoryConsumer, batch: int, max_bytes: int | None, connected: Callable[[], bool]
-    ) -> None:
+    def __init__(self, consumer: MemoryConsumer, batch: int, max_bytes: int | None, connection: Connection) -> None:
         self._consumer = consumer
         self._batch = batch
         self._bytes_left = max_bytes
-        self._connected = connected
+        self._connection = connection
         self._messages: list[Delivery] = []
         self._ended: asyncio.Future[PullStatus] = asyncio.get_running_loop().create_future()
 
@@ -83,7 +79,7 @@ class PullWaiter(Waiter):
                 self.end(PullStatus.MAX_BYTES)
                 return
             self._bytes_left -= size
-        self._messages += self._consumer.take(1, self._connected)
+        self._messages += self._consumer.take(1, self._connection)
         if len(self._messages) >= self._batch:
             self.end(PullStatus.COMPLETE)
 
@@ -137,7 +133,7 @@ class MemoryConsumption(Consumption):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Attached,
         stream: str,
         name: str,
         expires: float,
@@ -174,7 +170,7 @@ class MemoryConsumption(Consumption):
                 if self._consumer is None:
                     return Batch([], PullStatus.NO_CONSUMER)
                 continue
-            messages = consumer.take(self._share(consumer, limit), self._connection.connected)
+            messages = consumer.take(self._share(consumer, limit), self._connection)
             if messages:
                 self._last_pull = self._clock.monotonic()
                 return Batch(messages, PullStatus.COMPLETE)

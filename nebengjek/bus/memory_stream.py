@@ -239,6 +239,8 @@ class MemoryStream(StreamSide):
             chosen = chosen[:-keep]
         for stored in chosen:
             self.remove(stored, advise=False)
+        for consumer in self.consumers.values():
+            consumer.purged(self._first_seq)
         return len(chosen)
 
     def delete(self, seq: int) -> None:

@@ -1,0 +1,393 @@
+"""Pulling from a JetStream consumer: one request collected to its end, and the source of a consumer loop."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from nebengjek.bus.interface import (
+    AckTimeout,
+    AlreadySettled,
+    Batch,
+    Consumption,
+    Delivery,
+    Disconnected,
+    NoResponders,
+    PullStatus,
+    RequestTimeout,
+)
+from nebengjek.bus.jetstream_wire import nanoseconds, pull_status
+
+GRACE = 2.0
+"""Seconds that the server may be late with the end of a pull before it is taken as silent."""
+NO_WAIT_PATIENCE = 2.0
+"""Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""
+
+
+class Message(Protocol):
+    """What came over the wire."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def reply(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def headers(self) -> dict[str, str] | None: ...
+
+
+Received = Callable[[Any], Awaitable[None]]
+
+
+class Listener(ABC):
+    """A subscription that outlives reconnects."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """No further message."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """No further message is sent; those that were already sent are still received before this returns."""
+
+
+class Link(ABC):
+    """What pulls and deliveries need of the connection."""
+
+    @abstractmethod
+    def connected(self) -> bool: ...
+
+    @abstractmethod
+    async def wait_connected(self) -> None: ...
+
+    @abstractmethod
+    def new_inbox(self) -> str: ...
+
+    @abstractmethod
+    async def listen(self, subject: str, received: Received) -> Listener: ...
+
+    @abstractmethod
+    async def send(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        """Send, or keep until the connection returns. Raises Disconnected when it is closed."""
+
+    @abstractmethod
+    async def ask(self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float) -> Any:
+        """Raises NoResponders, RequestTimeout, Disconnected."""
+
+    @abstractmethod
+    def in_background(self, work: Awaitable[None]) -> None:
+        """Do it, and wait for it when the connection closes."""
+
+    @abstractmethod
+    def next_subject(self, stream: str, consumer: str) -> str: ...
+
+
+class JetStreamDelivery(Delivery):
+    """One delivery; all about it is in its reply subject, where it is settled (rules section 7)."""
+
+    __slots__ = ("_link", "_reply", "_settled", "_timestamp")
+
+    def __init__(self, link: Link, message: Message) -> None:
+        self._link = link
+        self._reply = reply = message.reply
+        self._settled = False
+        self.subject = message.subject
+        self.headers = message.headers or {}
+        self.data = message.data
+        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>[.<random>]
+        tokens = reply.split(".")
+        at = 2 if len(tokens) == 9 else 4
+        self.stream = tokens[at]
+        self.consumer = tokens[at + 1]
+        self.deliveries = int(tokens[at + 2])
+        self.seq = int(tokens[at + 3])
+        self.consumer_seq = int(tokens[at + 4])
+        self._timestamp = tokens[at + 5]
+        self.pending = int(tokens[at + 6])
+
+    @property
+    def time(self) -> datetime:
+        return datetime.fromtimestamp(int(self._timestamp) / 1_000_000_000, UTC)
+
+    async def ack(self) -> None:
+        self._settle()
+        await self._link.send(self._reply, b"+ACK")
+
+    async def ack_sync(self, timeout: float = 5.0) -> None:
+        self._settle()
+        try:
+            await self._link.ask(self._reply, b"+ACK", None, timeout)
+        except (RequestTimeout, NoResponders, Disconnected) as error:
+            raise AckTimeout("bus", f"{self.stream}:{self.seq} was not confirmed") from error
+
+    async def nak(self, delay: float = 0.0) -> None:
+        self._settle()
+        await self._link.send(self._reply, b'-NAK {"delay": %d}' % nanoseconds(delay) if delay > 0 else b"-NAK")
+
+    async def in_progress(self) -> None:
+        if self._settled:
+            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
+        await self._link.send(self._reply, b"+WPI")
+
+    async def term(self, reason: str = "") -> None:
+        self._settle()
+        await self._link.send(self._reply, b"+TERM " + reason.encode() if reason else b"+TERM")
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    def _settle(self) -> None:
+        if self._settled:
+            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
+        self._settled = True
+
+
+def _request(
+    batch: int, *, expires: float | None, no_wait: bool = False, max_bytes: int | None = None, heartbeat: float | None
+) -> bytes:
+    body: dict[str, Any] = {"batch": batch}
+    if expires is not None:
+        body["expires"] = nanoseconds(expires)
+    if no_wait:
+        body["no_wait"] = True
+    if max_bytes is not None:
+        body["max_bytes"] = max_bytes
+    if heartbeat is not None:
+        body["idle_heartbeat"] = nanoseconds(heartbeat)
+    return msgspec.json.encode(body)
+
+
+class Pull:
+    """One pull request on an inbox of its own: when nobody listens there, the server gives the message to another."""
+
+    def __init__(self, link: Link, batch: int) -> None:
+        self._link = link
+        self._batch = batch
+        self._messages: list[Delivery] = []
+        self._over = False
+        self._heard = 0.0
+        self._ended: asyncio.Future[PullStatus] = asyncio.get_running_loop().create_future()
+
+    async def collect(
+        self,
+        subject: str,
+        *,
+        expires: float | None,
+        no_wait: bool,
+        max_bytes: int | None,
+        heartbeat: float | None,
+    ) -> Batch:
+        inbox = self._link.new_inbox()
+        listener = await self._link.listen(inbox, self._received)
+        try:
+            body = _request(self._batch, expires=expires, no_wait=no_wait, max_bytes=max_bytes, heartbeat=heartbeat)
+            await self._link.send(subject, body, reply=inbox)
+            status = await self._end(expires, no_wait, heartbeat)
+        except BaseException:
+            self._over = True
+            for message in self._messages:
+                self._link.in_background(message.nak())
+            self._link.in_background(listener.drain())
+            raise
+        self._over = True
+        # What the server sent meanwhile is received and given back: it must not lie here until its ack wait is over.
+        self._link.in_background(listener.drain())
+        return Batch(self._messages, status)
+
+    async def _end(self, expires: float | None, no_wait: bool, heartbeat: float | None) -> PullStatus:
+        loop = asyncio.get_running_loop()
+        if no_wait and expires is None:
+            last = loop.time() + NO_WAIT_PATIENCE
+        else:
+            last = loop.time() + expires + GRACE if expires is not None else float("inf")
+        self._heard = loop.time()
+        while True:
+            until = last if heartbeat is None else min(last, self._heard + 2 * heartbeat)
+            left = until - loop.time() if until != float("inf") else None
+            done, _ = await asyncio.wait((self._ended,), timeout=left)
+            if done:
+                return self._ended.result()
+            if loop.time() >= last:
+                return PullStatus.TIMEOUT
+            if heartbeat is not None and loop.time() >= self._heard + 2 * heartbeat:
+                return PullStatus.SILENT
+
+    async def _received(self, message: Message) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if message.reply:
+            delivery = JetStreamDelivery(self._link, message)
+            if self._over:
+                await delivery.nak()
+                return
+            self._messages.append(delivery)
+            if len(self._messages) >= self._batch:
+                self.end(PullStatus.COMPLETE)
+        elif (status := pull_status(message.headers or {})) is not None:
+            self.end(status)
+
+    def end(self, status: PullStatus) -> None:
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+
+class JetStreamConsumption(Consumption):
+    """Pulls ahead: asks for more when half of what it may hold is free, hands out what is here."""
+
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        consumer: str,
+        prefetch: int,
+        expires: float,
+        closed: Callable[["JetStreamConsumption"], None],
+    ) -> None:
+        self._link = link
+        self._subject = link.next_subject(stream, consumer)
+        self._prefetch = prefetch
+        self._expires = expires
+        self._heartbeat = expires / 3
+        self._on_close = closed
+        self._inbox = link.new_inbox()
+        self._listener: Listener | None = None
+        self._loop = asyncio.get_running_loop()
+        self._buffer: deque[JetStreamDelivery] = deque()
+        self._pulls: dict[str, int] = {}
+        """Requests under way, by the last token of their reply subject: how many messages each asked for."""
+        self._requested = 0
+        """Messages that they may still bring, together."""
+        self._number = 0
+        self._status: PullStatus | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._heard = self._loop.time()
+        self._held = 0
+        self._closed = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        self._listener = await self._link.listen(f"{self._inbox}.*", self._received)
+        self._watch = self._loop.call_later(self._heartbeat, self._look)
+
+    async def next(self, limit: int) -> Batch:
+        while True:
+            count = min(limit, len(self._buffer))
+            if self._link.connected() and not self._closed:
+                await self._refill(len(self._buffer) - count)
+            if count:
+                return Batch([self._buffer.popleft() for _ in range(count)], PullStatus.COMPLETE)
+            if self._buffer:
+                continue
+            if self._status is not None or self._closed:
+                status, self._status = self._status or PullStatus.DISCONNECTED, None
+                return Batch([], status)
+            if not self._link.connected():
+                await self._link.wait_connected()
+                continue
+            self._wake = self._loop.create_future()
+            await self._wake
+
+    async def _refill(self, held: int) -> None:
+        if self._status is not None or held + self._requested > self._prefetch // 2:
+            return
+        batch = self._prefetch - held - self._requested
+        self._number += 1
+        token = str(self._number)
+        if not self._pulls:
+            self._heard = self._loop.time()
+        self._pulls[token] = batch
+        self._requested += batch
+        body = _request(batch, expires=self._expires, heartbeat=self._heartbeat)
+        await self._link.send(self._subject, body, reply=f"{self._inbox}.{token}")
+
+    async def _received(self, message: Message) -> None:
+        self._heard = self._loop.time()
+        if message.reply:
+            delivery = JetStreamDelivery(self._link, message)
+            if self._closed:
+                await delivery.nak()
+                return
+            self._buffer.append(delivery)
+            self._came()
+        else:
+            status = self._pull_ended(message)
+            if status is None:
+                return
+            self._status = status
+        self._rouse()
+
+    def _came(self) -> None:
+        self._requested -= 1
+        if self._requested <= 0:
+            self._none_under_way()
+
+    def _pull_ended(self, message: Message) -> PullStatus | None:
+        """What ``next`` should say about it; None for a heartbeat, or when nobody needs to know."""
+        headers = message.headers or {}
+        status = pull_status(headers)
+        if status is None:
+            return None
+        # A status arrives on the reply subject of its pull; messages come under their own, from any of the pulls.
+        asked = self._pulls.pop(message.subject.rpartition(".")[2], 0)
+        self._requested -= int(headers.get("Nats-Pending-Messages", asked))
+        if not self._pulls or self._requested <= 0:
+            self._none_under_way()
+        if status is PullStatus.TIMEOUT and (self._buffer or self._pulls):
+            self._rouse()
+            return None
+        return status
+
+    def _none_under_way(self) -> None:
+        self._pulls.clear()
+        self._requested = 0
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _look(self) -> None:
+        """Each heartbeat: is the server silent, and does something lie here so long that its ack wait may end?"""
+        self._watch = self._loop.call_later(self._heartbeat, self._look)
+        if self._pulls and self._loop.time() - self._heard > 2 * self._heartbeat:
+            self._forget_pulls(PullStatus.SILENT)
+        if self._buffer and self._held == self._buffer[0].consumer_seq and self._link.connected():
+            self._link.in_background(self._keep())
+        self._held = self._buffer[0].consumer_seq if self._buffer else 0
+
+    async def _keep(self) -> None:
+        for delivery in tuple(self._buffer):
+            if not delivery.settled and self._link.connected():
+                await delivery.in_progress()
+
+    def _forget_pulls(self, status: PullStatus) -> None:
+        self._none_under_way()
+        self._status = status
+        self._rouse()
+
+    def lost(self) -> None:
+        """The connection broke, and the pulls with it."""
+        self._forget_pulls(PullStatus.DISCONNECTED)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close(self)
+        if self._watch is not None:
+            self._watch.cancel()
+        self._rouse()
+        try:
+            while self._buffer:
+                await self._buffer.popleft().nak()
+        finally:
+            if self._listener is not None:
+                await self._listener.drain()
+
+    @property
+    def last_pull(self) -> float:
+        return self._heard
