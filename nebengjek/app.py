@@ -12,11 +12,13 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from prometheus_client import CollectorRegistry
 
 from nebengjek import schema
 from nebengjek.bus.interface import Broker, ConnectionStatus
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
 from nebengjek.bus.messaging import DrainReport, Health, MessageBus
+from nebengjek.bus.observing import Spans
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
@@ -37,9 +39,10 @@ from nebengjek.realtime.presence import MemoryPresence
 from nebengjek.rides.fares import Tariff
 from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
+from nebengjek.rides.store import count_by_status
 from nebengjek.settings import Settings
 from nebengjek.streams import streams
-from nebengjek.telemetry import Metrics
+from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
 from nebengjek.tokens import Identity, Tokens
 from nebengjek.users.accounts import Accounts
 from nebengjek.users.module import users
@@ -72,7 +75,9 @@ class App:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.pod_id = settings.nats.pod_id or f"pod-{uuid7()[-12:]}"
-        self.metrics = Metrics()
+        self.metrics = Metrics(CollectorRegistry(), pod_id=self.pod_id)
+        self.metrics.before_scrape(self._measure)
+        self._spans = _spans(settings, self.pod_id)
         self.database = Database(settings.database.url, pool_size=settings.database.pool_size)
         self.redis = connect_redis(settings.redis.url) if settings.redis.url else None
         self.broker = broker or _broker(settings, self.pod_id)
@@ -87,6 +92,7 @@ class App:
             pod_id=self.pod_id,
             clock=self.clock,
             observer=self.metrics,
+            spans=self._spans,
             audit=settings.log.audit,
         )
         self.database.on_commit(self.bus.outbox.committed)
@@ -160,6 +166,7 @@ class App:
                 self._pool(),
                 self.clock,
                 tariff.fare,
+                lambda outcome: self.metrics.counter("matches", outcome=outcome).inc(),
                 radius_km=settings.match.radius_km,
                 max_candidates=settings.match.max_candidates,
                 offers_per_driver=settings.match.offers_per_driver,
@@ -261,7 +268,16 @@ class App:
         )
 
     def _operators(self) -> list[Any]:
-        return []
+        return [metrics_route(self.metrics)]
+
+    async def _measure(self) -> None:
+        """What is counted when somebody looks, not when it happens."""
+        self.metrics.observe_health(await self.bus.health())
+        self.metrics.gauge("sockets").set(self.delivery.sockets)
+        async with self.database.read() as tx:
+            rides_by_state = await count_by_status(tx)
+        for state, count in rides_by_state.items():
+            self.metrics.gauge("rides", state=state).set(count)
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
@@ -324,7 +340,7 @@ class App:
             try:
                 await sweep.run()
             except Exception as error:
-                self.metrics.sweep_failed(name)
+                self.metrics.counter("sweep_failures", sweep=name).inc()
                 log.warning("sweep.failed", sweep=name, exc_info=error)
 
     async def stop(self) -> None:
@@ -335,6 +351,8 @@ class App:
         self._sweepers.clear()
         self.drained = await self.bus.drain(self.settings.nats.drain_timeout)
         log.info("bus.drained", finished=self.drained.finished, abandoned=self.drained.abandoned)
+        if self._spans is not None:
+            self._spans.close()
         await self.state.close()
         if self.redis is not None:
             await self.redis.aclose()
@@ -385,6 +403,13 @@ def _broker(settings: Settings, pod_id: str) -> Broker:
 
 def _sms(settings: Settings) -> SmsSender:
     return ConsoleSms()
+
+
+def _spans(settings: Settings, pod_id: str) -> Spans | None:
+    telemetry = settings.telemetry
+    if telemetry.otlp_endpoint is None:
+        return None
+    return setup_tracing(telemetry.otlp_endpoint, service_name=telemetry.service_name, pod_id=pod_id)
 
 
 async def _check(name: str, where: str, ping: Callable[[], Any]) -> Check:

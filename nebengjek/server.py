@@ -16,12 +16,11 @@ PING_SECONDS = 20.0
 class Server(uvicorn.Server):
     """uvicorn's server that tells where it listens. SIGTERM: sockets close with 1012, handlers end, the bus drains."""
 
-    def __init__(self, app: App, *, on_ready: Callable[[str], None] | None = None, signals: bool = True) -> None:
+    def __init__(self, app: App, *, on_ready: Callable[[str], None] | None = None) -> None:
         web = app.settings.web
         self.app = app
         self.url = ""
         self._on_ready = on_ready
-        self._signals = signals
         super().__init__(
             uvicorn.Config(
                 app.litestar,
@@ -52,9 +51,6 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if not self._signals:
-            yield
-            return
         with super().capture_signals():
             yield
             # A clean end is no death by signal: uvicorn would raise it again.

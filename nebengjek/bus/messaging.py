@@ -37,7 +37,7 @@ from nebengjek.bus.interface import (
     Subscription,
     subject_matches,
 )
-from nebengjek.bus.observing import Observer, Silent
+from nebengjek.bus.observing import Observer, Silent, Spans
 from nebengjek.bus.outbox import WAKE, Outbox
 from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
 from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
@@ -123,6 +123,7 @@ class MessageBus:
         pod_id: str,
         clock: Clock,
         observer: Observer | None = None,
+        spans: Spans | None = None,
         retry_delays: Sequence[float] = RETRY_DELAYS,
         window: int = 1024,
         audit: bool = False,
@@ -131,6 +132,7 @@ class MessageBus:
         self.pod_id = pod_id
         self._streams = {spec.name: spec for spec in streams}
         self._observer: Observer = observer or Silent()
+        self._spans = spans
         self._codec = Codec(pod_id, clock)
         self._retry_delays = retry_delays
         self._window = window
@@ -208,6 +210,7 @@ class MessageBus:
             hearing=hearing,
             ensure_stream=self._ensure_stream,
             delays=self._retry_delays,
+            spans=self._spans,
             audit=self._audit,
         )
 

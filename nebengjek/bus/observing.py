@@ -1,6 +1,9 @@
 """What the bus counts and whom it tells; the application hands in Prometheus, tests nothing."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
+
+from nebengjek.bus.tracing import Trace
 
 
 class Observer(Protocol):
@@ -18,6 +21,21 @@ class Observer(Protocol):
     def handled(self, consumer: str, seconds: float) -> None: ...
 
     def dead_letter(self, consumer: str, reason: str) -> None: ...
+
+
+class Spans(Protocol):
+    """Where spans go. The bus makes its trace context with or without it."""
+
+    def span(self, name: str, trace: Trace, **attributes: str | int) -> AbstractContextManager[Trace]:
+        """A span below ``trace`` for as long as the block runs; inside, the trace continues from the span.
+
+        An exception that leaves the block is noted on the span.
+        """
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
 
 
 class Silent:

@@ -6,7 +6,8 @@ Every policy of delivery is here, once, above the broker: what is tested in memo
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -26,7 +27,7 @@ from nebengjek.bus.interface import (
     PullStatus,
     StoredMessage,
 )
-from nebengjek.bus.observing import Observer
+from nebengjek.bus.observing import Observer, Spans
 from nebengjek.bus.tracing import Trace, current, enter, from_headers, leave
 from nebengjek.contracts.message import Event
 from nebengjek.errors import Conflict, Forbidden, Invalid, Unavailable
@@ -75,6 +76,7 @@ class Runner:
         hearing: Hearing,
         ensure_stream: Callable[[str], Awaitable[None]],
         delays: Sequence[float],
+        spans: Spans | None = None,
         audit: bool = False,
     ) -> None:
         self.stream = stream
@@ -90,6 +92,7 @@ class Runner:
         self._hearing = hearing
         self._ensure_stream = ensure_stream
         self._delays = delays
+        self._spans = spans
         self._audit = audit
         self._takes_context = not hearing.batch and len(inspect.signature(hearing.handler).parameters) == 2
         self._slots = asyncio.Semaphore(hearing.concurrency)
@@ -227,10 +230,12 @@ class Runner:
 
     async def _attempt(self, delivery: Delivery, event: Event) -> None:
         message_id = original_id(delivery.headers, delivery.stream, delivery.seq)
-        token = enter(from_headers(delivery.headers, message_id))
+        trace = from_headers(delivery.headers, message_id)
+        token = enter(trace)
         started = self._broker.monotonic()
         try:
-            await self._call(event, self._context(delivery, message_id) if self._takes_context else None)
+            with self._span(trace, delivery):
+                await self._call(event, self._context(delivery, message_id) if self._takes_context else None)
         except Retry as again:
             await self._nak(delivery, again.after)
         except (Reject, Invalid, Forbidden) as error:
@@ -245,6 +250,21 @@ class Runner:
         finally:
             self._observer.handled(self.consumer, self._broker.monotonic() - started)
             leave(token)
+
+    @contextmanager
+    def _span(self, trace: Trace, delivery: Delivery) -> Iterator[None]:
+        if self._spans is None:
+            yield
+            return
+        attributes: dict[str, str | int] = {
+            "messaging.system": "nats",
+            "messaging.destination.name": self.stream,
+            "messaging.consumer.group.name": self.consumer,
+            "messaging.message.delivery_count": delivery.deliveries,
+        }
+        with self._spans.span(f"process {self.consumer}", trace, **attributes) as inner:
+            enter(inner)
+            yield
 
     async def _call(self, *arguments: Any) -> Any:
         """Call the handler; while a dependency does not answer, wait for it: an outage burns no tries."""

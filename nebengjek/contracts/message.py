@@ -16,6 +16,7 @@ from nebengjek.errors import Invalid
 Answer = TypeVar("Answer")
 
 _TOKEN = re.compile(r"[!-~]+")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
@@ -75,6 +76,11 @@ def message_id(event: Event) -> str:
     """``{type}-{entity id}-{n}``, made once, before the first try to publish. A clock would de-duplicate nothing."""
     number = getattr(event, event.number) if event.number else uuid7()
     return f"{type_of(event)}-{getattr(event, event.key)}-{number}"
+
+
+def is_id(text: str) -> bool:
+    """Can it be one of our ids at all? What comes from outside may be anything, and PostgreSQL chokes on a NUL."""
+    return _ID.fullmatch(text) is not None
 
 
 def uuid7() -> str:

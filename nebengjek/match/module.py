@@ -17,10 +17,16 @@ from nebengjek.module import Module, answer, every, on, on_batch
 
 
 def match(
-    bus: MessageBus, database: Database, pool: Pool, clock: Clock, fare: Callable[[float], int], **values: Any
+    bus: MessageBus,
+    database: Database,
+    pool: Pool,
+    clock: Clock,
+    fare: Callable[[float], int],
+    count: Callable[[str], None],
+    **values: Any,
 ) -> Module:
     """``values``: the settings that ``MatchService`` names."""
-    service = MatchService(bus, database, pool, clock, fare, **values)
+    service = MatchService(bus, database, pool, clock, fare, count, **values)
     return Module(
         name="match",
         routes=[type("Match", (MatchController,), {"service": service})],

@@ -49,7 +49,7 @@ log = structlog.stdlib.get_logger("nebengjek.match")
 
 
 class MatchService:
-    """``fare``: kilometres → rupiah, for the estimate that both phones see."""
+    """``fare``: kilometres → rupiah, for the estimate; ``count``: told ``offered``, ``accepted``, ``rejected``."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class MatchService:
         pool: Pool,
         clock: Clock,
         fare: Callable[[float], int],
+        count: Callable[[str], None],
         *,
         radius_km: float,
         max_candidates: int,
@@ -73,6 +74,7 @@ class MatchService:
         self._pool = pool
         self._clock = clock
         self._fare = fare
+        self._count = count
         self._radius_km = radius_km
         self._max_candidates = max_candidates
         self._offers_per_driver = offers_per_driver
@@ -290,6 +292,7 @@ class MatchService:
             row = await store.match_row(tx, str(values["match_id"]))
             assert row is not None
             await self._bus.outbox.add(tx, MatchFound(match_id=row.match_id, version=1, match=match_of(row)))
+            self._count("offered")
 
     async def _tell_nobody(self, tx: AsyncConnection, search: Row[Any]) -> None:
         await tx.execute(update(searches).where(searches.c.search_id == search.search_id).values(told=True))
@@ -322,6 +325,7 @@ class MatchService:
                 continue
             if outcome.status != "ACCEPTED":
                 raise Conflict("one of the two has been taken by another match")
+            self._count("accepted")
             await self._pool.leave(outcome.driver_id)
             await self._pool.close_search(outcome.search_id)
             return MatchStatus(match_id=outcome.match_id, match_status="ACCEPTED")
@@ -372,6 +376,7 @@ class MatchService:
                 assert fresh is not None
                 return MatchStatus(match_id=row.match_id, match_status=fresh.status)
             await self._bus.outbox.add(tx, _rejected(moved))
+        self._count("rejected")
         await self._dispatch(moved.search_id)
         return MatchStatus(match_id=moved.match_id, match_status=moved.status)
 
@@ -387,6 +392,8 @@ class MatchService:
         status = "EXPIRED" if reason == "expired" else "REJECTED"
         ended = await store.end_open(tx, condition, status=status, reason=reason)
         await self._bus.outbox.add(tx, *(_rejected(row) for row in ended))
+        for _ in ended:
+            self._count("rejected")
 
     # -- rides begin and end
 

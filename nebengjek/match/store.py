@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.contracts.geo import Location
 from nebengjek.contracts.match import Match
+from nebengjek.contracts.message import is_id
 from nebengjek.contracts.users import DriverCard, PassengerCard
 from nebengjek.database import UtcDateTime, insert_ignore, metadata
 
@@ -241,6 +242,8 @@ async def search(tx: AsyncConnection, search_id: str, *, lock: bool = False) -> 
 
 
 async def match_row(tx: AsyncConnection, match_id: str) -> Row[Any] | None:
+    if not is_id(match_id):
+        return None
     return (await tx.execute(select(matches).where(matches.c.match_id == match_id))).first()
 
 

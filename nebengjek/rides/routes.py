@@ -31,7 +31,7 @@ from nebengjek.errors import Invalid
 from nebengjek.rides.cashier import Cashier
 from nebengjek.rides.fares import Estimate
 from nebengjek.rides.service import ReviewedRide, RideService
-from nebengjek.rides.store import is_id
+from nebengjek.contracts.message import is_id
 from nebengjek.web import Identity
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Any]

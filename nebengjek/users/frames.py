@@ -13,7 +13,9 @@ from nebengjek.contracts.users import Role, VehicleType
 
 FrameId = Annotated[str, Meta(min_length=1, max_length=128)]
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
-Reason = Annotated[str, Meta(max_length=200)]
+NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
+"""What people write in one line: no control character (PostgreSQL has no NUL, a log no line break)."""
+Reason = Annotated[str, Meta(max_length=200, pattern=NO_CONTROL)]
 
 
 class Frame(Struct, frozen=True, kw_only=True):
@@ -66,7 +68,7 @@ class ArriveData(Struct, frozen=True, kw_only=True):
 class PayData(Struct, frozen=True, kw_only=True):
     ride_id: Id
     amount: Annotated[int, Meta(ge=0)]
-    method: Annotated[str, Meta(min_length=1, max_length=32)] = "simulated"
+    method: Annotated[str, Meta(min_length=1, max_length=32, pattern=NO_CONTROL)] = "simulated"
 
 
 class CancelData(Struct, frozen=True, kw_only=True):

@@ -10,14 +10,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nebengjek.contracts.users import VehicleType
 from nebengjek.users.accounts import Accounts, DriverRegistration, Login, User
-from nebengjek.users.frames import Active, BeaconData, FinderData, LocationData
+from nebengjek.users.frames import NO_CONTROL, Active, BeaconData, FinderData, LocationData
 from nebengjek.users.numbers import parse_msisdn
 from nebengjek.users.otp import Otp
 from nebengjek.users.service import UsersService
 from nebengjek.web import Identity
 
-Name = Annotated[str, Meta(min_length=1, max_length=100)]
-Email = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROL)]
+Email = Annotated[
+    str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$")
+]
 
 
 class OtpRequest(Struct, frozen=True, kw_only=True):

@@ -16,11 +16,11 @@ from sqlalchemy import (
     Text,
     delete,
     select,
-   
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from nebengjek.contracts.message import is_id
 from nebengjek.database import UtcDateTime, insert_ignore, metadata
 
 users = Table(
@@ -93,6 +93,8 @@ async def by_msisdn(tx: AsyncConnection, msisdn: str) -> Row[Any] | None:
 
 async def by_id(tx: AsyncConnection, user_id: str) -> Row[Any] | None:
     """The user with his vehicle (``vehicle_type``, ``vehicle_plate``: null for a passenger), unless deleted."""
+    if not is_id(user_id):
+        return None
     joined = select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate).outerjoin(drivers)
     return (await tx.execute(joined.where(users.c.id == user_id, users.c.deleted_at.is_(None)))).first()
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 from litestar import WebSocket
+from litestar.exceptions import WebSocketDisconnect
 from litestar.handlers import WebsocketRouteHandler
 from msgspec import Struct
 
@@ -41,6 +42,7 @@ BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
+FINISH_SECONDS = 15.0
 
 log = structlog.stdlib.get_logger("nebengjek.users.websocket")
 
@@ -200,6 +202,7 @@ class Phone:
         self._allowance = Allowance(settings.frames_per_second, settings.frame_burst)
         self._max_frame = settings.max_frame
         self._bad = 0
+        self._handling = False
         self._unsettled = 0
         self._settled = asyncio.Event()
         self._commands: dict[str, Callable[[Any], Awaitable[Any]]] = {
@@ -215,21 +218,23 @@ class Phone:
         }
 
     async def talk(self) -> None:
-        """Until the phone goes or the server closes the connection."""
+        """Until the phone goes or the server closes the connection; a frame that is being handled is not cut off."""
         reading = asyncio.create_task(self._read(), name=f"phone {self._connection.id}")
         sending = asyncio.create_task(self._connection.send_all(self._send), name=f"sender {self._connection.id}")
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done() and self._handling:
+                await asyncio.wait((reading,), timeout=FINISH_SECONDS)
         finally:
             for task in (reading, sending):
                 task.cancel()
             ended = await asyncio.gather(reading, sending, return_exceptions=True)
         for error in ended:
             # A socket that dies under a send is the end of a phone, not an error of ours.
-            if isinstance(error, Exception) and not isinstance(error, (OSError, RuntimeError)):
+            if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect):
                 log.error("phone.broken", connection=self._connection.id, exc_info=error)
         if self._connection.close_code is not None:
-            with suppress(RuntimeError):
+            with suppress(WebSocketDisconnect):
                 await self._socket.close(code=self._connection.close_code)
 
     async def _send(self, text: str) -> None:
@@ -245,7 +250,9 @@ class Phone:
                 continue
             text = message.get("text")
             if text is not None and len(text) <= self._max_frame:
+                self._handling = True
                 await self._frame(text)
+                self._handling = False
             elif text is None:
                 self._refuse(InvalidFrame("frames are text, not binary"), None)
             else:

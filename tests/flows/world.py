@@ -92,8 +92,11 @@ class Phone:
         url = self.world.url.replace("http", "ws") + "/ws" + query
         headers = {"Authorization": f"Bearer {self.token}"}
         self._socket = await connect(url, additional_headers=headers, compression=None, max_size=None)
+        self.close_code = None
+        seen = len(self.frames)
         self._reader = asyncio.create_task(self._read(self._socket))
-        return (await self.expect("session.ready"))["data"]  # type: ignore[no-any-return]
+        ready = await self.find(lambda frame: frame["event"] == "session.ready", since=seen)
+        return ready["data"]  # type: ignore[no-any-return]
 
     async def _read(self, socket: ClientConnection) -> None:
         try:
@@ -190,7 +193,6 @@ class World:
     server: Server = field(init=False)
     http: httpx.AsyncClient = field(init=False)
     phones: list[Phone] = field(default_factory=list)
-    _task: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -198,22 +200,17 @@ class World:
 
     async def start(self) -> None:
         self.app = self.make(self.clock)
-        listening = asyncio.Event()
-        self.server = Server(self.app, on_ready=lambda _: listening.set(), signals=False)
-        self._task = asyncio.create_task(self.server.serve())
-        ready = asyncio.create_task(listening.wait())
-        await asyncio.wait((self._task, ready), return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if self._task.done():
-            self._task.result()
-            raise AssertionError("the server did not start")
-        self.http = httpx.AsyncClient(base_url=self.url, timeout=WAIT)
+        # As uvicorn's serve() does, without its main loop, which looks for a signal ten times a second.
+        self.server = Server(self.app)
+        self.server.config.load()
+        self.server.lifespan = self.server.config.lifespan_class(self.server.config)
+        await self.server.startup()
+        assert self.server.started, "the server did not start"
+        self.http = httpx.AsyncClient(base_url=self.url, timeout=WAIT, verify=False)
 
     async def stop(self) -> None:
         await self.http.aclose()
-        self.server.should_exit = True
-        assert self._task is not None
-        await self._task
+        await self.server.shutdown()
 
     async def restart(self) -> None:
         await self.stop()
@@ -240,11 +237,14 @@ class World:
 
     async def pair(self, driver: Phone, passenger: Phone, at: dict[str, float] = MONAS) -> str:
         """Beacon, finder, proposal; the match id."""
+        seen = len(passenger.frames)
         await driver.say("user.beacon", {"is_active": True, "location": at})
         await passenger.say(
             "user.finder", {"is_active": True, "location": moved(at, 20), "target_location": BUNDARAN_HI}
         )
-        found = await passenger.expect("match.found", driver_id=driver.user_id, match_status="PENDING")
+        found = await passenger.find(
+            lambda one: one["event"] == "match.found" and one["data"]["driver_id"] == driver.user_id, since=seen
+        )
         match_id: str = found["data"]["match_id"]
         await driver.expect("match.found", match_id=match_id)
         return match_id
