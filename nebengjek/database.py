@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -38,6 +38,7 @@ class Database:
         self._committed: list[Callable[[AsyncConnection], None]] = []
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "handle_error", _survive_cancellation)
 
     @property
     def where(self) -> str:
@@ -56,8 +57,8 @@ class Database:
         """
         if self.is_sqlite:
             async with self._write, self._connection() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
+                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection
                 except BaseException:
                     await connection.rollback()
@@ -99,6 +100,13 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _survive_cancellation(context: ExceptionContext) -> None:
+    # SQLAlchemy would close the connection of a task that was cancelled. SQLite keeps a closed one, and its write
+    # lock, for as long as a cursor is left; this driver finishes the statement, and the rollback comes after it.
+    if isinstance(context.original_exception, asyncio.CancelledError):
+        context.is_disconnect = False
 
 
 def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
