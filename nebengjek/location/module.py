@@ -5,10 +5,11 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.location import CloseRide, LatestLocations, LocationUpdate
 from nebengjek.contracts.rides import RideArrived, RideCancelled, RideCompleted, RidePickup, RideStarted
 from nebengjek.database import Database
+from nebengjek.location.journeys import Journeys
 from nebengjek.location.odometer import Rules
 from nebengjek.location.service import LocationService
 from nebengjek.location.store import Points
-from nebengjek.module import Module, answer, on, on_batch
+from nebengjek.module import Module, answer, every, on, on_batch
 
 
 def location(
@@ -25,27 +26,37 @@ def location(
     path_ttl: float = 86400.0,
 ) -> Module:
     """Times in seconds."""
-    service = LocationService(
+    journeys = Journeys(
         bus,
         database,
         points,
         clock,
         rules,
-        max_clock_skew=max_clock_skew,
-        ttl=ttl,
         ledger_step_km=ledger_step_km,
         arrival_wait=arrival_wait,
         path_ttl=path_ttl,
+    )
+    service = LocationService(
+        bus,
+        database,
+        points,
+        journeys,
+        clock,
+        max_clock_skew=max_clock_skew,
+        max_speed_kmh=rules.max_speed_kmh,
+        ttl=ttl,
     )
     return Module(
         name="location",
         hears=[
             on_batch(LocationUpdate, service.update),
-            on(RidePickup, service.pickup),
-            on(RideStarted, service.started),
-            on(RideArrived, service.ended),
-            on(RideCompleted, service.ended),
-            on(RideCancelled, service.ended),
+            on(RidePickup, journeys.pickup),
+            on(RideStarted, journeys.started),
+            on(RideArrived, journeys.ended),
+            on(RideCompleted, journeys.ended),
+            on(RideCancelled, journeys.ended),
         ],
-        answers=[answer(LatestLocations, service.latest), answer(CloseRide, service.close)],
+        answers=[answer(LatestLocations, service.latest), answer(CloseRide, journeys.close)],
+        sweeps=[every(5.0, journeys.restore)],
+        start=journeys.restore,
     )

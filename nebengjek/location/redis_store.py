@@ -6,8 +6,9 @@ import msgspec
 
 from nebengjek.contracts.geo import Point
 from nebengjek.faststate import PREFIX, RedisClient, RedisScript, reaching_redis
+from nebengjek.location.judge import UserState
 from nebengjek.location.odometer import Fold
-from nebengjek.location.store import Points, Track, UserState
+from nebengjek.location.store import PathKey, Points, Track
 
 # A state is kept as "<unix seconds of its point> <json>": an older one that comes later changes nothing.
 _SAVE = """
@@ -45,11 +46,24 @@ end
 return 1
 """
 
+# KEYS: paths. ARGV: ttl, then per point the number of its path, its time, the point.
 _APPEND = """
-for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
+for i = 2, #ARGV, 3 do redis.call('ZADD', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2]) end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[1]) end
 return 1
 """
+
+# KEYS: per ride its progress, its track. A ride that has ended meanwhile keeps no progress.
+_PROGRESS = """
+for i = 1, #KEYS, 2 do
+  if redis.call('EXISTS', KEYS[i + 1]) == 1 then
+    redis.call('SET', KEYS[i], ARGV[(i + 1) / 2 + 1], 'PX', ARGV[1])
+  end
+end
+return 1
+"""
+
+_MARK = "points:marked"
 
 _encode = msgspec.json.encode
 _state = msgspec.json.Decoder(UserState)
@@ -67,6 +81,7 @@ class RedisPoints(Points):
         self._track = RedisScript(client, _TRACK)
         self._untrack = RedisScript(client, _UNTRACK)
         self._append = RedisScript(client, _APPEND)
+        self._progress = RedisScript(client, _PROGRESS)
 
     async def load(self, user_ids: Collection[str]) -> dict[str, UserState]:
         users = list(user_ids)
@@ -109,25 +124,35 @@ class RedisPoints(Points):
             if value is not None
         }
 
-    async def append(self, ride_id: str, user_id: str, points: Sequence[Point], ttl: float) -> None:
-        arguments: list[bytes | str] = []
-        for point in points:
-            arguments += [repr(point.timestamp.timestamp()), _encode(point)]
-        await self._append([f"ride-path:{ride_id}:{user_id}"], _ms(ttl), *arguments)
+    async def append(self, points: Mapping[PathKey, Sequence[Point]], ttl: float) -> None:
+        arguments: list[bytes | str | int] = []
+        for number, new in enumerate(points.values(), start=1):
+            for point in new:
+                arguments += [number, repr(point.timestamp.timestamp()), _encode(point)]
+        if arguments:
+            await self._append([f"ride-path:{ride_id}:{user_id}" for ride_id, user_id in points], _ms(ttl), *arguments)
 
     async def path(self, ride_id: str, user_id: str) -> list[Point]:
         with reaching_redis():
             found = await self._client.execute_command("ZRANGE", f"{PREFIX}ride-path:{ride_id}:{user_id}", 0, -1)
         return [_point.decode(value) for value in found]
 
-    async def progress(self, ride_id: str) -> Fold | None:
-        (found,) = await self._get([f"ride-fold:{ride_id}"])
-        return _fold.decode(found) if found is not None else None
+    async def progress(self, ride_ids: Collection[str]) -> dict[str, Fold]:
+        rides = list(ride_ids)
+        found = await self._get([f"ride-fold:{ride_id}" for ride_id in rides])
+        return {ride_id: _fold.decode(value) for ride_id, value in zip(rides, found, strict=True) if value is not None}
 
-    async def set_progress(self, ride_id: str, fold: Fold, ttl: float) -> None:
+    async def set_progress(self, folds: Mapping[str, Fold], ttl: float) -> None:
+        keys = [key for ride_id in folds for key in (f"ride-fold:{ride_id}", f"ride:{ride_id}")]
+        if keys:
+            await self._progress(keys, _ms(ttl), *(_encode(fold) for fold in folds.values()))
+
+    async def is_blank(self) -> bool:
+        return (await self._get([_MARK]))[0] is None
+
+    async def mark(self) -> None:
         with reaching_redis():
-            key = f"{PREFIX}ride-fold:{ride_id}"
-            await self._client.execute_command("SET", key, _encode(fold), "PX", _ms(ttl))
+            await self._client.execute_command("SET", PREFIX + _MARK, b"1")
 
     async def _get(self, keys: Sequence[str]) -> list[bytes | None]:
         if not keys:

@@ -1,50 +1,19 @@
-"""What location remembers: everybody's latest point and the paths of open rides (fast), checkpoints (durable)."""
+"""What location remembers fast and forgettably: everybody's latest point, the open rides, their paths."""
 
 from abc import ABC, abstractmethod
 from bisect import insort
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
-from sqlalchemy import Boolean, Column, Float, Integer, Row, String, Table, Text, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.clock import Clock
 from nebengjek.contracts.geo import Location, Point
-from nebengjek.database import UtcDateTime, insert_ignore, metadata
+from nebengjek.location.judge import UserState
 from nebengjek.location.odometer import Fold
 
-odometer = Table(
-    "odometer",
-    metadata,
-    Column("ride_id", String(36), primary_key=True),
-    Column("total_km", Float, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("anchor", Text),
-    Column("closed", Boolean, nullable=False),
-    Column("review", Boolean, nullable=False),
-    Column("changed_at", UtcDateTime, nullable=False),
-)
-"""A checkpoint per ride: what was told to rides so far (``sequence``), from which place on (``anchor``: a point)."""
-
-flags = Table(
-    "flags",
-    metadata,
-    Column("user_id", String(36), primary_key=True),
-    Column("kind", String(20), primary_key=True),
-    Column("count", Integer, nullable=False),
-    Column("last_at", UtcDateTime, nullable=False),
-)
-"""Phones that an operator should look at."""
-
-
-class UserState(Struct, kw_only=True):
-    """``refused``: the implausible points since the last accepted one, at most three."""
-
-    point: Point
-    refused: list[Point] = []
+V = TypeVar("V")
 
 
 class Track(Struct, frozen=True, kw_only=True):
@@ -53,19 +22,27 @@ class Track(Struct, frozen=True, kw_only=True):
     ride_id: str
     driver_id: str
     passenger_id: str
-    target: Location
+    pickup: Location | None = None
+    target: Location | None = None
     start: Point | None = None
 
     def other(self, user_id: str) -> str:
         return self.passenger_id if user_id == self.driver_id else self.driver_id
 
 
+PathKey = tuple[str, str]
+"""Ride and party."""
+
+
 class Points(ABC):
-    """Fast and forgettable: each user's state lives ``ttl`` seconds, a ride's path ``path_ttl``."""
+    """Fast and forgettable: a user's state lives ``ttl`` seconds from its last change, what belongs to a ride longer.
+
+    Raises Unavailable("redis") where there is a server to miss.
+    """
 
     @abstractmethod
     async def load(self, user_ids: Collection[str]) -> dict[str, UserState]:
-        """The states of those who have one."""
+        """The states of those who have one; the caller may change them and ``save`` them."""
 
     @abstractmethod
     async def save(self, states: Mapping[str, UserState], ttl: float) -> None:
@@ -77,25 +54,33 @@ class Points(ABC):
 
     @abstractmethod
     async def untrack(self, ride_id: str, user_ids: Collection[str], ttl: float) -> None:
-        """The ride has ended; it cannot be followed again."""
+        """The ride has ended: its path goes, and it cannot be followed again for ``ttl`` seconds."""
 
     @abstractmethod
     async def tracks(self, user_ids: Collection[str]) -> dict[str, Track]:
         """The open ride of each of these users who has one."""
 
     @abstractmethod
-    async def append(self, ride_id: str, user_id: str, points: Sequence[Point], ttl: float) -> None:
-        """Add points to the path of one party; a set, ordered by the phone's time."""
+    async def append(self, points: Mapping[PathKey, Sequence[Point]], ttl: float) -> None:
+        """Add points to the paths of parties: each a set, ordered by the phone's time."""
 
     @abstractmethod
     async def path(self, ride_id: str, user_id: str) -> list[Point]: ...
 
     @abstractmethod
-    async def progress(self, ride_id: str) -> Fold | None:
-        """How far the ride has come as far as this store knows."""
+    async def progress(self, ride_ids: Collection[str]) -> dict[str, Fold]:
+        """How far these rides have come, as far as it is known here; the caller may change what he gets."""
 
     @abstractmethod
-    async def set_progress(self, ride_id: str, fold: Fold, ttl: float) -> None: ...
+    async def set_progress(self, folds: Mapping[str, Fold], ttl: float) -> None: ...
+
+    @abstractmethod
+    async def is_blank(self) -> bool:
+        """Was everything lost (or nothing ever here) since ``mark``?"""
+
+    @abstractmethod
+    async def mark(self) -> None:
+        """The open rides have been put in."""
 
 
 class MemoryPoints(Points):
@@ -109,6 +94,7 @@ class MemoryPoints(Points):
         self._ended: dict[str, float] = {}
         self._paths: dict[str, dict[str, list[tuple[datetime, Point]]]] = {}
         self._folds: dict[str, Fold] = {}
+        self._marked = False
 
     async def load(self, user_ids: Collection[str]) -> dict[str, UserState]:
         now, states = self._clock.seconds(), self._states
@@ -124,16 +110,14 @@ class MemoryPoints(Points):
         ends = now + ttl
         for user_id, state in states.items():
             # Taken out and put in again, the dict is in the order of ends: what is over is at its front.
-            kept.pop(user_id, None)
+            before = kept.pop(user_id, None)
+            if before is not None and before[1] > now and before[0].point.timestamp > state.point.timestamp:
+                state = before[0]
             kept[user_id] = (state, ends)
-        while kept:
-            oldest = next(iter(kept))
-            if kept[oldest][1] > now:
-                break
-            del kept[oldest]
+        _drop_over(kept, now, lambda value: value[1])
 
     async def track(self, track: Track, ttl: float) -> bool:
-        if track.ride_id in self._ended:
+        if self._ended.get(track.ride_id, 0.0) > self._clock.seconds():
             return False
         known = self._tracks.get(track.ride_id)
         if known is None or known.start is None:
@@ -143,12 +127,9 @@ class MemoryPoints(Points):
 
     async def untrack(self, ride_id: str, user_ids: Collection[str], ttl: float) -> None:
         now = self._clock.seconds()
+        self._ended.pop(ride_id, None)
         self._ended[ride_id] = now + ttl
-        while self._ended:
-            oldest = next(iter(self._ended))
-            if self._ended[oldest] > now:
-                break
-            del self._ended[oldest]
+        _drop_over(self._ended, now, lambda ends: ends)
         for user_id in user_ids:
             if self._by_user.get(user_id) == ride_id:
                 del self._by_user[user_id]
@@ -166,68 +147,38 @@ class MemoryPoints(Points):
                 found[user_id] = self._tracks[ride_id]
         return found
 
-    async def append(self, ride_id: str, user_id: str, points: Sequence[Point], ttl: float) -> None:
-        path = self._paths.setdefault(ride_id, {}).setdefault(user_id, [])
-        for point in points:
-            item = (point.timestamp, point)
-            if not path or path[-1][0] < point.timestamp:
-                path.append(item)
-            elif item not in path:
-                insort(path, item, key=lambda known: known[0])
+    async def append(self, points: Mapping[PathKey, Sequence[Point]], ttl: float) -> None:
+        for (ride_id, user_id), new in points.items():
+            path = self._paths.setdefault(ride_id, {}).setdefault(user_id, [])
+            for point in new:
+                item = (point.timestamp, point)
+                if not path or path[-1][0] < point.timestamp:
+                    path.append(item)
+                elif item not in path:
+                    insort(path, item, key=lambda known: known[0])
 
     async def path(self, ride_id: str, user_id: str) -> list[Point]:
         return [point for _, point in self._paths.get(ride_id, {}).get(user_id, [])]
 
-    async def progress(self, ride_id: str) -> Fold | None:
-        return self._folds.get(ride_id)
+    async def progress(self, ride_ids: Collection[str]) -> dict[str, Fold]:
+        return {ride_id: self._folds[ride_id] for ride_id in ride_ids if ride_id in self._folds}
 
-    async def set_progress(self, ride_id: str, fold: Fold, ttl: float) -> None:
-        self._folds[ride_id] = fold
+    async def set_progress(self, folds: Mapping[str, Fold], ttl: float) -> None:
+        for ride_id, fold in folds.items():
+            if ride_id in self._tracks:
+                self._folds[ride_id] = fold
 
+    async def is_blank(self) -> bool:
+        return not self._marked
 
-# -- checkpoints
-
-
-async def checkpoint(tx: AsyncConnection, ride_id: str) -> Row[Any] | None:
-    statement = select(odometer).where(odometer.c.ride_id == ride_id)
-    return (await tx.execute(statement)).first()
-
-
-async def advance(tx: AsyncConnection, ride_id: str, fold: Fold, now: datetime) -> bool:
-    """Write the checkpoint after ``fold.sequence``; False when another pod has written it, or the ride is closed."""
-    values = {
-        "total_km": fold.total_km,
-        "sequence": fold.sequence + 1,
-        "anchor": msgspec.json.encode(fold.anchor).decode(),
-        "changed_at": now,
-    }
-    if fold.sequence == 0:
-        return await insert_ignore(tx, odometer, {"ride_id": ride_id, "closed": False, "review": False, **values})
-    before = (odometer.c.sequence == fold.sequence) & odometer.c.closed.is_(False)
-    statement = update(odometer).where(odometer.c.ride_id == ride_id, before).values(values)
-    return (await tx.execute(statement)).rowcount == 1
+    async def mark(self) -> None:
+        self._marked = True
 
 
-async def close(tx: AsyncConnection, ride_id: str, total_km: float, *, review: bool, now: datetime) -> Row[Any]:
-    """Close the ride with this total, unless it is closed; the row as it is then."""
-    fresh = {"ride_id": ride_id, "total_km": total_km, "sequence": 0, "closed": True, "review": review}
-    if not await insert_ignore(tx, odometer, {**fresh, "changed_at": now}):
-        await tx.execute(
-            update(odometer)
-            .where(odometer.c.ride_id == ride_id, odometer.c.closed.is_(False))
-            .values(total_km=total_km, closed=True, review=review, changed_at=now)
-        )
-    row = await checkpoint(tx, ride_id)
-    assert row is not None
-    return row
-
-
-async def flag(tx: AsyncConnection, user_id: str, kind: str, now: datetime) -> None:
-    """Count one more of this kind."""
-    if not await insert_ignore(tx, flags, {"user_id": user_id, "kind": kind, "count": 1, "last_at": now}):
-        of_user = (flags.c.user_id == user_id) & (flags.c.kind == kind)
-        await tx.execute(update(flags).where(of_user).values(count=flags.c.count + 1, last_at=now))
-
-
-async def flagged(tx: AsyncConnection, limit: int) -> Iterable[Row[Any]]:
-    return (await tx.execute(select(flags).order_by(flags.c.last_at.desc()).limit(limit))).all()
+def _drop_over(kept: dict[str, V], now: float, ends: Callable[[V], float]) -> None:
+    """Forget the values at the front whose time is over."""
+    while kept:
+        oldest = next(iter(kept))
+        if ends(kept[oldest]) > now:
+            return
+        del kept[oldest]

@@ -126,6 +126,12 @@ def upgrade() -> None:
     op.create_table(
         "odometer",
         sa.Column("ride_id", sa.String(length=36), nullable=False),
+        sa.Column("driver_id", sa.String(length=36), nullable=False),
+        sa.Column("passenger_id", sa.String(length=36), nullable=False),
+        sa.Column("pickup", sa.Text(), nullable=True),
+        sa.Column("target", sa.Text(), nullable=True),
+        sa.Column("start", sa.Text(), nullable=True),
+        sa.Column("ended", sa.Boolean(), nullable=False),
         sa.Column("total_km", sa.Float(), nullable=False),
         sa.Column("sequence", sa.Integer(), nullable=False),
         sa.Column("anchor", sa.Text(), nullable=True),
@@ -133,6 +139,14 @@ def upgrade() -> None:
         sa.Column("review", sa.Boolean(), nullable=False),
         sa.Column("changed_at", UtcDateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("ride_id", name=op.f("pk_odometer")),
+    )
+    op.create_index(
+        "ix_odometer_open",
+        "odometer",
+        ["ended"],
+        unique=False,
+        sqlite_where=sa.text("NOT ended"),
+        postgresql_where=sa.text("NOT ended"),
     )
     op.create_table(
         "outbox",
@@ -434,6 +448,12 @@ def downgrade() -> None:
     op.drop_table("payments_due")
     op.drop_table("outbox_lease")
     op.drop_table("outbox")
+    op.drop_index(
+        "ix_odometer_open",
+        table_name="odometer",
+        sqlite_where=sa.text("NOT ended"),
+        postgresql_where=sa.text("NOT ended"),
+    )
     op.drop_table("odometer")
     op.drop_index(op.f("ix_matches_passenger_id"), table_name="matches")
     op.drop_index(
