@@ -136,7 +136,8 @@ class Stage:
                 waiting = sum(each.lag + each.ack_pending for each in health.consumers)
                 if not waiting and await self.bus.outbox.size() == 0:
                     return
-                await asyncio.sleep(0)
+                # Not 0: a loop that spins keeps the database's thread from running.
+                await asyncio.sleep(0.002)
 
     # -- what people do
 
