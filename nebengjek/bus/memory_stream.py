@@ -11,7 +11,6 @@ from typing import Any
 
 from nebengjek.bus.checks import (
     any_collide,
-    check_consumer,
     check_consumer_change,
     check_stream_change,
 )
@@ -305,8 +304,7 @@ class MemoryStream(StreamSide):
     # -- consumers
 
     def create_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
-        """Raises ApiError 10148 (exists, other config), 10026, and for work queues 10084, 10098-10101."""
-        spec = check_consumer(spec)
+        """``spec`` was checked. Raises ApiError 10148 (exists, other config), 10026, 10084, 10098-10101."""
         existing = self.consumers.get(spec.name) if spec.name is not None else None
         if existing is not None:
             if existing.spec != spec:
@@ -323,8 +321,7 @@ class MemoryStream(StreamSide):
         return consumer
 
     def update_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
-        """Raises ApiError 10149 (unknown), 10012 (what cannot be changed), 10099, 10100."""
-        spec = check_consumer(spec)
+        """``spec`` was checked. Raises ApiError 10149 (unknown), 10012 (what cannot be changed), 10099, 10100."""
         consumer = self.consumers.get(spec.name) if spec.name is not None else None
         if consumer is None:
             raise ApiError(10149, "the consumer does not exist")
@@ -356,8 +353,8 @@ class MemoryStream(StreamSide):
         for other in self.consumers.values():
             if other is existing:
                 continue
-            if not spec.filters and not other.spec.filters:
-                raise ApiError(10099, "a second unfiltered consumer on a work queue")
+            if not spec.filters:
+                raise ApiError(10099, "an unfiltered consumer is alone on a work queue")
             if any_collide(spec.filters, other.spec.filters):
                 raise ApiError(10100, "filters of work queue consumers overlap")
 

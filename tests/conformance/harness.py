@@ -1,0 +1,316 @@
+"""What the conformance suite needs of a broker's world: connections, time, and a server that can fail."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from nebengjek.bus.interface import (
+    Batch,
+    Broker,
+    ConnectionStatus,
+    ConsumerSpec,
+    CoreMessage,
+    PubAck,
+    PullStatus,
+    StreamSpec,
+)
+from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory_clock import VirtualClock
+from tests.servers import NatsServer
+
+R = TypeVar("R")
+
+T = 0.2
+"""The unit of time of the scenarios, in seconds: long enough for a real server, short enough for many tests."""
+LATE = 0.25
+"""How much later than promised a busy machine may be. Nothing may be early."""
+
+
+class Harness(ABC):
+    """A server, and connections to it that are closed with the test.
+
+    ``jitter``: seconds by which two moments that we see may be nearer to each other than they were at the server.
+    """
+
+    jitter: float = 0.02
+
+    def __init__(self) -> None:
+        self._brokers: list[Broker] = []
+
+    async def __aenter__(self) -> "Harness":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for broker in self._brokers:
+            await broker.close()
+
+    async def make_broker(self) -> Broker:
+        """A connection that is up."""
+        broker = self.new_broker()
+        await broker.connect()
+        await asyncio.wait_for(broker.wait_connected(), 5)
+        return broker
+
+    def new_broker(self) -> Broker:
+        """A connection that was not made yet."""
+        broker = self._make()
+        self._brokers.append(broker)
+        return broker
+
+    @abstractmethod
+    def _make(self) -> Broker: ...
+
+    @abstractmethod
+    async def advance(self, seconds: float) -> None:
+        """Let time pass."""
+
+    async def until(self, awaitable: Awaitable[R], within: float = 10.0) -> R:
+        """Let time pass until it is done, and return what it returned; fails after ``within`` seconds."""
+        task = asyncio.ensure_future(awaitable)
+        passed = 0.0
+        while not task.done() and passed < within:
+            await self.advance(0.01)
+            passed += 0.01
+        if not task.done():
+            task.cancel()
+            raise AssertionError(f"not done within {within} s")
+        return task.result()
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """The server goes away."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """It comes back at the same place."""
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def back(self, *brokers: Broker) -> None:
+        """Wait until the connections are up again."""
+        for broker in brokers:
+            await self.until(broker.wait_connected(), 5)
+
+    @abstractmethod
+    async def cut_connection(self, broker: Broker) -> None:
+        """Break one connection; it returns by itself."""
+
+
+class MemoryHarness(Harness):
+    jitter = 1e-6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = VirtualClock()
+        self._server = MemoryServer(self._clock)
+
+    def _make(self) -> Broker:
+        return MemoryBroker(self._server)
+
+    async def advance(self, seconds: float) -> None:
+        await self._clock.advance(seconds)
+
+    async def stop(self) -> None:
+        self._server.stop()
+
+    async def start(self) -> None:
+        self._server.start()
+
+    async def cut_connection(self, broker: Broker) -> None:
+        assert isinstance(broker, MemoryBroker)
+        broker.lost()
+        broker.found()
+
+
+class NatsHarness(Harness):
+    """Connections go through a relay of our own, which can break them."""
+
+    def __init__(self, server: NatsServer) -> None:
+        super().__init__()
+        self._server = server
+        self._relay = Relay(server.port)
+
+    async def __aenter__(self) -> Harness:
+        await self._relay.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        await self._relay.close()
+        sweeper = JetStreamBroker(self._server.url, name="sweeper")
+        await sweeper.connect()
+        for info in await sweeper.streams():
+            await sweeper.delete_stream(info.spec.name)
+        await sweeper.close()
+
+    def _make(self) -> Broker:
+        return JetStreamBroker(self._relay.url, name="conformance", reconnect_wait=0.05, connect_timeout=1.0)
+
+    async def advance(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def stop(self) -> None:
+        down = [self._down(broker) for broker in self._brokers if broker.status is ConnectionStatus.UP]
+        await asyncio.to_thread(self._server.stop)
+        for event in down:
+            await asyncio.wait_for(event.wait(), 5)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    async def cut_connection(self, broker: Broker) -> None:
+        down = self._down(broker)
+        self._relay.cut()
+        await asyncio.wait_for(down.wait(), 5)
+
+    def _down(self, broker: Broker) -> asyncio.Event:
+        down = asyncio.Event()
+        broker.on_status(lambda status: down.set() if status is ConnectionStatus.DOWN else None)
+        return down
+
+
+class Relay:
+    """A TCP relay to the server on a port of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.url = ""
+
+    async def open(self) -> None:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.close()
+            return
+        self._writers |= {writer, there_writer}
+        for source, target in ((reader, there_writer), (there_reader, writer)):
+            task = asyncio.create_task(self._copy(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        except ConnectionError:
+            pass
+        finally:
+            target.close()
+            self._writers.discard(target)
+
+    def cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._listener.wait_closed()
+
+
+# -- words that the scenarios use
+
+
+async def publish(broker: Broker, *subjects: str, data: bytes = b"x", headers: dict[str, str] | None = None) -> None:
+    """One message for each subject, one after the other."""
+    for subject in subjects:
+        await submit(broker, subject, data, headers)
+
+
+async def submit(broker: Broker, subject: str, data: bytes = b"x", headers: dict[str, str] | None = None) -> PubAck:
+    return await asyncio.wait_for(broker.submit(subject, data, headers or {}), 5)
+
+
+async def stream(broker: Broker, name: str = "S", *subjects: str, **options: Any) -> StreamSpec:
+    """Create a stream on ``<name>.>`` in lower case, unless subjects are given."""
+    spec = StreamSpec(name=name, subjects=subjects or (f"{name.lower()}.>",), **options)
+    await broker.create_stream(spec)
+    return spec
+
+
+async def consumer(broker: Broker, name: str = "c", of: str = "S", *filters: str, **options: Any) -> ConsumerSpec:
+    spec = ConsumerSpec(name=name, filters=filters, **options)
+    await broker.create_consumer(of, spec)
+    return spec
+
+
+async def pull(
+    harness: Harness, broker: Broker, batch: int = 1, *, name: str = "c", of: str = "S", expires: float = 5 * T
+) -> Batch:
+    """A pull that waits up to ``expires``."""
+    return await harness.until(broker.pull(of, name, batch=batch, expires=expires), expires + 2)
+
+
+async def timed_pull(harness: Harness, broker: Broker, expires: float = 5 * T) -> tuple[Batch, float]:
+    """The batch, and when it came, by the broker's clock."""
+
+    async def timed() -> tuple[Batch, float]:
+        return await broker.pull("S", "c", expires=expires), broker.monotonic()
+
+    return await harness.until(timed(), expires + 2)
+
+
+async def here(broker: Broker, batch: int = 10, *, name: str = "c", of: str = "S") -> Batch:
+    """A pull of what is there now."""
+    return await broker.pull(of, name, batch=batch, no_wait=True)
+
+
+def seqs(batch: Batch) -> list[int]:
+    return [message.seq for message in batch.messages]
+
+
+def counts(batch: Batch) -> list[int]:
+    return [message.deliveries for message in batch.messages]
+
+
+async def nothing_comes(harness: Harness, broker: Broker, *, name: str = "c", of: str = "S", within: float) -> None:
+    batch = await pull(harness, broker, name=name, of=of, expires=within)
+    assert batch == Batch([], PullStatus.TIMEOUT), seqs(batch)
+
+
+class Ear:
+    """Hears core messages on a subject."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self.messages: list[CoreMessage] = []
+        self._heard = asyncio.Event()
+
+    async def listen(self, broker: Broker, subject: str, queue: str | None = None) -> "Ear":
+        await broker.subscribe(subject, self._hear, queue=queue)
+        return self
+
+    async def _hear(self, message: CoreMessage) -> None:
+        self.messages.append(message)
+        self._heard.set()
+
+    async def hears(self, count: int) -> list[CoreMessage]:
+        """Wait for so many messages in all."""
+
+        async def enough() -> None:
+            while len(self.messages) < count:
+                self._heard.clear()
+                await self._heard.wait()
+
+        await self._harness.until(enough())
+        return self.messages
