@@ -96,6 +96,10 @@ class MemoryPoints(Points):
         self._folds: dict[str, Fold] = {}
         self._marked = False
 
+    def __len__(self) -> int:
+        """How many phones it knows."""
+        return len(self._states)
+
     async def load(self, user_ids: Collection[str]) -> dict[str, UserState]:
         now, states = self._clock.seconds(), self._states
         found = {}
