@@ -15,6 +15,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CollectorRegistry
 
 from nebengjek import schema
+from nebengjek.admin import admin_routes
 from nebengjek.bus.interface import Broker, ConnectionStatus
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
 from nebengjek.bus.messaging import DrainReport, Health, MessageBus
@@ -32,6 +33,7 @@ from nebengjek.match.module import match
 from nebengjek.match.pool import MemoryPool, Pool, RedisPool
 from nebengjek.migrations import HEAD
 from nebengjek.module import Module, Sweep
+from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.realtime.mailbox import MemoryMailbox
@@ -100,7 +102,7 @@ class App:
         self.delivery = Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
-        self.modules = self._modules()
+        self.modules = [*self._modules(), *self._plugins()]
         self.running = [module for module in self.modules if running is None or module.name in running]
         for module in self.modules:
             self.bus.wire(module.name, module.hears, module.watches, module.answers, running=module in self.running)
@@ -192,6 +194,16 @@ class App:
             ),
         ]
 
+    def _plugins(self) -> list[Module]:
+        parts = {
+            "bus": self.bus,
+            "database": self.database,
+            "clock": self.clock,
+            "delivery": self.delivery,
+            "state": self.state,
+        }
+        return load_plugins(self.settings.plugins, self.settings.plugin, parts, taken=MODULES)
+
     def _users(self) -> Module:
         auth = self.settings.auth
         accounts = Accounts(
@@ -268,7 +280,8 @@ class App:
         )
 
     def _operators(self) -> list[Any]:
-        return [metrics_route(self.metrics)]
+        guard = admin_guard(self.settings.admin.api_key)
+        return [metrics_route(self.metrics), admin_routes(self.bus, self.pods.known, guard)]
 
     async def _measure(self) -> None:
         """What is counted when somebody looks, not when it happens."""

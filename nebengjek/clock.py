@@ -1,5 +1,6 @@
 """What time it is: handed in everywhere, so that a test can move it."""
 
+import time
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 
@@ -17,6 +18,9 @@ class Clock(ABC):
 class SystemClock(Clock):
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def seconds(self) -> float:
+        return time.time()
 
 
 class ManualClock(Clock):

@@ -1,6 +1,7 @@
 """The one process: uvicorn around the application, with the lock, the ports and the signals of a good citizen."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,10 +64,12 @@ def serve(
     modules: Sequence[str] | None = None,
     announce: Callable[[App], None] | None = None,
     on_ready: Callable[[str], None] | None = None,
+    sockets: list[socket.socket] | None = None,
 ) -> int:
     """Run until a signal; 0 after a clean end, 1 when it could not start.
 
-    ``announce``: told of the parts before anything starts; ``on_ready``: told the URL. Raises Misconfigured.
+    ``announce``: told of the parts before anything starts; ``on_ready``: told the URL; ``sockets``: listening ones
+    that several processes share, instead of the settings' host and port. Raises Misconfigured.
     """
 
     async def run() -> int:
@@ -74,7 +77,11 @@ def serve(
         if announce is not None:
             announce(app)
         server = Server(app, on_ready=on_ready)
-        await server.serve()
+        # What the start has made stays: the collector need not look at it again, nor at every 700th message.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        await server.serve(sockets=sockets)
         return 0 if server.started else 1
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -45,13 +45,15 @@ class Context:
 class Hearing:
     """A durable consumer and its handler; see ``nebengjek.module.on`` and ``on_batch``.
 
-    ``batch``: 0 = one event a call, else up to so many. ``ordered_by``: a field of the event; events with the
-    same value are handled one after the other within this pod. ``timeout``: seconds a handler may take.
+    ``batch``: 0 = one event a call, else up to so many, and ``linger`` seconds between two batches. ``ordered_by``:
+    a field of the event; events with the same value are handled one after the other within this pod. ``timeout``:
+    seconds a handler may take.
     """
 
     event: type[Event]
     handler: Callable[..., Awaitable[Any]]
     batch: int = 0
+    linger: float = 0.002
     concurrency: int = 16
     ordered_by: str | None = None
     ack_wait: float = 30.0

@@ -130,6 +130,9 @@ class Runner:
                 if batch.messages:
                     self._gone_for = 0.0
                     await self._take(batch.messages)
+                    if self._hearing.batch:
+                        # Idle, the first message is taken at once; under load the next ones gather meanwhile.
+                        await self._park(asyncio.sleep(self._hearing.linger))
                 elif batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
                     await self._recreate()
         finally:

@@ -37,7 +37,11 @@ def current() -> Trace | None:
 
 def new_trace(correlation_id: str | None = None, traceparent: str | None = None) -> Trace:
     """The beginning of a trace, or the continuation of the caller's ``traceparent``."""
-    return Trace(correlation_id or uuid7(), traceparent or f"00-{random.getrandbits(128):032x}-{_span_id()}-01")
+    if traceparent is None:
+        bits = f"{random.getrandbits(192):048x}"
+        # Without an id of the caller's the trace id is the correlation id: both name the same thing.
+        return Trace(correlation_id or bits[:32], f"00-{bits[:32]}-{bits[32:]}-01")
+    return Trace(correlation_id or uuid7(), traceparent)
 
 
 def child(traceparent: str) -> str:

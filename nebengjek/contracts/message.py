@@ -15,7 +15,9 @@ from nebengjek.errors import Invalid
 
 Answer = TypeVar("Answer")
 
-_TOKEN = re.compile(r"[!-~]+")
+_TOKEN = re.compile(r"[!-)+,/-=?-~-]{1,128}")
+"""ASCII 33-126 without the dot and the wildcards."""
+_known_types: set[object] = set()
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -42,14 +44,17 @@ class Query(Struct, Generic[Answer], frozen=True, kw_only=True):
 def type_of(message: Event | type[Event] | Query[Any] | type[Query[Any]]) -> str:
     """The tag: ``ride.pickup``. Raises TypeError for a struct without one."""
     tag = message.__struct_config__.tag
+    if tag in _known_types:
+        return str(tag)
     if not isinstance(tag, str) or not _TYPE.fullmatch(tag):
         raise TypeError(f"{message!r} has no tag of the form domain.action, but {tag!r}")
+    _known_types.add(tag)
     return tag
 
 
 def token(value: str) -> str:
     """``value`` when it is one literal subject token. Raises InvalidSubject otherwise."""
-    if not _TOKEN.fullmatch(value) or "." in value or "*" in value or ">" in value or len(value) > 128:
+    if not _TOKEN.fullmatch(value):
         raise InvalidSubject(f"{value[:64]!r} cannot be a token of a subject")
     return value
 
@@ -85,8 +90,31 @@ def is_id(text: str) -> bool:
 
 def uuid7() -> str:
     """A time-ordered id (RFC 9562, version 7): 48 bits of unix milliseconds, 74 random bits."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
-    value |= 0b10 << 62 | (random & 0x3FFF_FFFF_FFFF_FFFF)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    moment = f"{time.time_ns() // 1_000_000:012x}"
+    bits = _entropy(10).hex()
+    return f"{moment[:8]}-{moment[8:]}-7{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""Two random bits behind the two that say which kind of UUID it is."""
+_pool = b""
+_used = 0
+
+
+def _entropy(size: int) -> bytes:
+    """Bytes of the operating system, fetched four kilobytes at a time: each phone's point needs ids."""
+    global _pool, _used
+    if _used + size > len(_pool):
+        _pool, _used = os.urandom(4096), 0
+    taken = _pool[_used : _used + size]
+    _used += size
+    return taken
+
+
+def _forget_entropy() -> None:
+    global _pool
+    _pool = b""
+
+
+# A forked child must not give out its parent's ids.
+os.register_at_fork(after_in_child=_forget_entropy)
