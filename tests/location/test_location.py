@@ -268,8 +268,8 @@ async def test_many_who_ask_at_once_get_one_answer(tmp_path: Path, url: str | No
 async def test_what_was_published_before_the_question_is_in_the_answer(tmp_path: Path, url: str | None) -> None:
     async with stage(tmp_path, url) as world:
         await world.under_way()
+        await world.until(at(600))
         for point in drive(1, 600, step=1):
-            await world.until(point)
             await world.bus.publish_soon(world.update(DRIVER, point))
         await world.bus.flush()
         assert (await world.close()).total_km == pytest.approx(6.0, abs=0.011)
