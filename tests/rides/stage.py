@@ -226,9 +226,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(directory: Path, *, gateway: Any = None, **values: Any) -> AsyncIterator[Stage]:
-    """The module with ``values`` as its settings; nothing sweeps by itself."""
-    database = Database(f"sqlite:///{directory / f'{uuid7()}.db'}")
+async def stage(where: Path | str, *, gateway: Any = None, **values: Any) -> AsyncIterator[Stage]:
+    """The module with ``values`` as its settings; nothing sweeps by itself.
+
+    ``where``: a directory for a database of its own, or the URL of an empty one.
+    """
+    database = Database(where if isinstance(where, str) else f"sqlite:///{where / uuid7()}.db")
     async with database.begin() as tx:
         await tx.run_sync(metadata.create_all)
     clock = ManualClock(NOON)

@@ -1,11 +1,9 @@
 """Whatever people do, in whatever order and at the same time: what always holds of rides, ledgers and payments."""
 
 import asyncio
-import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,6 +32,8 @@ MOVES = {
 
 PEOPLE = ["ani", "budi", "citra", "dewi"]
 OPEN = {"PICKUP", "ONGOING", "ARRIVED"}
+
+NewUrl = Callable[[], str]
 
 people = st.sampled_from(PEOPLE)
 which = st.integers(0, 5)
@@ -186,29 +186,29 @@ def _operators(acting: Stage) -> Callable[[str, str], Awaitable[object]]:
     return operate
 
 
-async def _live(doings: list[list[tuple[Any, ...]]]) -> Counter[str]:
-    with tempfile.TemporaryDirectory() as directory:
-        async with stage(Path(directory)) as acting:
-            for who in PEOPLE:
-                acting.odometer.put(who, MONAS)
-            street = Street(acting, _operators(acting))
-            beginning: list[list[tuple[Any, ...]]] = [
-                [("accept", "ani", "budi"), ("accept", "citra", "dewi")],
-                [("start as driver", 0)],
-            ]
-            for doing in beginning + doings:
-                await street.step(doing)
-            return street.outcomes
+async def _live(url: str, doings: list[list[tuple[Any, ...]]]) -> Counter[str]:
+    async with stage(url) as acting:
+        for who in PEOPLE:
+            acting.odometer.put(who, MONAS)
+        street = Street(acting, _operators(acting))
+        beginning: list[list[tuple[Any, ...]]] = [
+            [("accept", "ani", "budi"), ("accept", "citra", "dewi")],
+            [("start as driver", 0)],
+        ]
+        for doing in beginning + doings:
+            await street.step(doing)
+        return street.outcomes
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+# The fixture hands out another database for each example.
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps)
-def test_no_command_breaks_an_invariant(doings: list[list[tuple[Any, ...]]]) -> None:
+def test_no_command_breaks_an_invariant(new_url: NewUrl, doings: list[list[tuple[Any, ...]]]) -> None:
     with asyncio.Runner() as runner:
-        runner.run(_live(doings))
+        runner.run(_live(new_url(), doings))
 
 
-async def test_a_long_day_reaches_every_state() -> None:
+async def test_a_long_day_reaches_every_state(new_url: NewUrl) -> None:
     """The steps above are worth something only if rides get anywhere in them."""
     day: list[list[tuple[Any, ...]]] = [
         [("accept", "ani", "citra"), ("accept", "budi", "dewi"), ("cancel", 0, "ani"), ("start as driver", 1)],
@@ -230,44 +230,43 @@ async def test_a_long_day_reaches_every_state() -> None:
         [("wait", 1000)],
         [("sweep",), ("pay as passenger", 0, "simulated")],
     ]
-    outcomes = await _live(day)
+    outcomes = await _live(new_url(), day)
     assert outcomes["pay as passenger: done"] >= 3
     assert outcomes["arrive as driver: done"] >= 2
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.floats(0.001, 5), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
     st.floats(0, 1),
 )
 def test_aggregates_in_any_order_lost_or_twice_bill_what_was_driven(
-    hops: list[float], chance: Any, remainder: float
+    new_url: NewUrl, hops: list[float], chance: Any, remainder: float
 ) -> None:
     totals = [sum(hops[: n + 1]) for n in range(len(hops))]
     said = [n for n in range(len(hops)) if chance.random() < 0.7]
     said += [n for n in said if chance.random() < 0.5]
     chance.shuffle(said)
+    driven = totals[-1] + remainder
 
     async def ride() -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            async with stage(Path(directory)) as acting:
-                ride_id = await acting.under_way()
-                for n in said:
-                    event = LocationAggregate(ride_id=ride_id, sequence=n + 1, distance_km=hops[n], total_km=totals[n])
-                    # Without headers, as `nats pub` does: each is a message of its own, the stream keeps both.
-                    await acting.bus.broker.submit(f"location.aggregate.{ride_id}", msgspec.json.encode(event), {})
-                await acting.settled()
-                driven = totals[-1] + remainder
-                acting.odometer.total_km, acting.odometer.sequence = driven, len(hops)
-                bill = await acting.arrive(ride_id)
-                assert bill.distance_km == millimetres(driven) / 1_000_000
-                assert bill.total_cost == Tariff(3000).fare_mm(millimetres(driven))
-                async with acting.database.read() as connection:
-                    entries = (await connection.execute(select(ledger))).all()
-                assert sum(entry.distance_mm for entry in entries) == millimetres(driven)
-                assert sum(entry.cost for entry in entries) == bill.total_cost
-                assert max(entry.sequence for entry in entries) == len(hops) + 1
+        async with stage(new_url()) as acting:
+            ride_id = await acting.under_way()
+            for n in said:
+                event = LocationAggregate(ride_id=ride_id, sequence=n + 1, distance_km=hops[n], total_km=totals[n])
+                # Without headers, as `nats pub` does: each is a message of its own, the stream keeps both.
+                await acting.bus.broker.submit(f"location.aggregate.{ride_id}", msgspec.json.encode(event), {})
+            await acting.settled()
+            acting.odometer.total_km, acting.odometer.sequence = driven, len(hops)
+            bill = await acting.arrive(ride_id)
+            assert bill.distance_km == millimetres(driven) / 1_000_000
+            assert bill.total_cost == Tariff(3000).fare_mm(millimetres(driven))
+            async with acting.database.read() as connection:
+                entries = (await connection.execute(select(ledger))).all()
+            assert sum(entry.distance_mm for entry in entries) == millimetres(driven)
+            assert sum(entry.cost for entry in entries) == bill.total_cost
+            assert max(entry.sequence for entry in entries) == len(hops) + 1
 
     with asyncio.Runner() as runner:
         runner.run(ride())
@@ -292,8 +291,8 @@ def _a_ride(**changes: Any) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__} | changes
 
 
-async def test_the_database_itself_refuses_what_may_never_be(tmp_path: Path) -> None:
-    async with stage(tmp_path) as acting:
+async def test_the_database_itself_refuses_what_may_never_be(new_url: NewUrl) -> None:
+    async with stage(new_url()) as acting:
         ride_id, bill = await acting.at_the_end()
         first = await _row(acting, ride_id)
         one_try = {
