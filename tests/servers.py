@@ -8,6 +8,7 @@ running loop through ``asyncio.to_thread``.
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -16,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 _PATIENCE = 30.0
 
@@ -77,19 +78,39 @@ class _Process:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system gives to outgoing connections: it stays free while a server restarts."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _exchange(port: int, send: bytes, expect: bytes) -> bool:
-    """Does the server at ``port`` answer ``send`` with something that begins with ``expect``?"""
+    """Does the server at ``port`` answer ``send`` with ``expect`` somewhere at the beginning?
+
+    What is expected names our own server: another session's may have taken the port meanwhile.
+    """
+    answer = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
             connection.sendall(send)
-            return connection.recv(64).startswith(expect)
+            while expect not in answer and len(answer) < 4096 and (more := connection.recv(4096)):
+                answer += more
     except OSError:
         return False
+    return expect in answer
+
+
+T = TypeVar("T")
+
+
+def _on_free_port(start: Callable[[int], T]) -> T:
+    """``start`` with one port after the other until it does not fail: a free port may be taken by another."""
+    for _ in range(4):
+        with suppress(ServerFailed):
+            return start(_free_port())
+    return start(_free_port())
 
 
 @dataclass
@@ -120,27 +141,31 @@ def nats_server(*, user: str | None = None, password: str | None = None, config:
     """A nats-server with JetStream; ``config`` is appended to its configuration file."""
     with tempfile.TemporaryDirectory(prefix="nats-") as folder:
         home = Path(folder)
-        port = _free_port()
+        name = f"tests-{os.getpid()}-{random.randrange(1 << 32):x}"
         lines = [
-            f"listen: 127.0.0.1:{port}",
-            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 256MB, max_file: 2GB }}",
+            f"server_name: {name}",
+            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 1GB, max_file: 50GB }}",
             config,
         ]
         if user is not None:
             lines.append(f"authorization {{ user: {json.dumps(user)}, password: {json.dumps(password)} }}")
         (home / "nats.conf").write_text("\n".join(lines))
 
-        process = _Process(
-            [_nats_binary(), "-c", str(home / "nats.conf")],
-            home / "nats.log",
-            # PONG proves that it serves clients, and JetStream is enabled before clients are taken.
-            lambda: _exchange(port, b"", b"INFO"),
-        )
-        process.start()
+        def started(port: int) -> NatsServer:
+            process = _Process(
+                [_nats_binary(), "-c", str(home / "nats.conf"), "-a", "127.0.0.1", "-p", str(port)],
+                home / "nats.log",
+                # JetStream is there before clients are taken, and greeted.
+                lambda: _exchange(port, b"", name.encode()),
+            )
+            process.start()
+            return NatsServer(f"nats://127.0.0.1:{port}", port, process)
+
+        server = _on_free_port(started)
         try:
-            yield NatsServer(f"nats://127.0.0.1:{port}", port, process)
+            yield server
         finally:
-            process.stop()
+            server.stop()
 
 
 def _nats_binary() -> str:
@@ -155,15 +180,20 @@ def _nats_binary() -> str:
 def valkey_server() -> Iterator[str]:
     """A Valkey without persistence; yields ``redis://127.0.0.1:port/0``."""
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
-        port = _free_port()
-        process = _Process(
-            [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
-            Path(folder) / "valkey.log",
-            lambda: _exchange(port, b"PING\r\n", b"+PONG"),
-        )
-        process.start()
+
+        def started(port: int) -> tuple[_Process, str]:
+            command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+            process = _Process(
+                command,
+                Path(folder) / "valkey.log",
+                lambda: _exchange(port, b"INFO server\r\n", b"process_id:%d\r" % process.pid),
+            )
+            process.start()
+            return process, f"redis://127.0.0.1:{port}/0"
+
+        process, url = _on_free_port(started)
         try:
-            yield f"redis://127.0.0.1:{port}/0"
+            yield url
         finally:
             process.stop()
 
@@ -232,7 +262,6 @@ def postgres_server() -> Iterator[PostgresServer]:
         )
         if made.returncode != 0:
             raise ServerFailed(f"initdb failed:\n{made.stderr[-2000:]}")
-        port = _free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -242,19 +271,32 @@ def postgres_server() -> Iterator[PostgresServer]:
             "max_connections": "200",
         }
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
-        process = _Process(
-            [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *flags],
-            log,
-            lambda: subprocess.run(ready, check=False, capture_output=True).returncode == 0,
-            stop_signal=signal.SIGINT,  # "fast": does not wait for clients to leave
-            options=options,
-        )
-        process.start()
+
+        def started(port: int) -> tuple[_Process, PostgresServer]:
+            process = _Process(
+                [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *flags],
+                log,
+                lambda: _postmaster_ready(data),
+                stop_signal=signal.SIGINT,  # "fast": does not wait for clients to leave
+                options=options,
+            )
+            process.start()
+            url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+            return process, PostgresServer(url, port, binaries)
+
+        process, server = _on_free_port(started)
         try:
-            yield PostgresServer(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres", port, binaries)
+            yield server
         finally:
             process.stop()
+
+
+def _postmaster_ready(data: Path) -> bool:
+    """The server says so in its lock file, at the end."""
+    try:
+        return (data / "postmaster.pid").read_text().rstrip().endswith("ready")
+    except FileNotFoundError:
+        return False
 
 
 def _as_unprivileged(home: Path) -> dict[str, Any]:

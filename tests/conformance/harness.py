@@ -1,8 +1,10 @@
 """What the conformance suite needs of a broker's world: connections, time, and a server that can fail."""
 
 import asyncio
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -130,12 +132,24 @@ class MemoryHarness(Harness):
 
 
 class NatsHarness(Harness):
-    """Connections go through a relay of our own, which can break them."""
+    """Connections go through a relay of our own, which can break them.
+
+    Each harness has an account of the server for itself. To delete its streams at the end would not do: a stream that
+    is made again under the name of one that was just deleted may find the old one's files.
+    """
+
+    ACCOUNTS = 500
+    CONFIG = "accounts {{ {} }}".format(
+        ", ".join(f"T{n}: {{ jetstream: enabled, users: [{{ user: t{n}, password: x }}] }}" for n in range(ACCOUNTS))
+    )
+    _next = itertools.count()
 
     def __init__(self, server: NatsServer) -> None:
         super().__init__()
         self._server = server
+        self._stopped = False
         self._relay = Relay(server.port)
+        self._user = f"t{next(self._next) % self.ACCOUNTS}"
 
     async def __aenter__(self) -> Harness:
         await self._relay.open()
@@ -146,26 +160,35 @@ class NatsHarness(Harness):
     ) -> None:
         await super().__aexit__(kind, error, trace)
         await self._relay.close()
-        sweeper = JetStreamBroker(self._server.url, name="sweeper")
+        if self._stopped:
+            await asyncio.to_thread(self._server.start)
+        sweeper = JetStreamBroker(self._server.url, name="sweeper", user=self._user, password="x")
         await sweeper.connect()
         for info in await sweeper.streams():
             await sweeper.delete_stream(info.spec.name)
         await sweeper.close()
 
     def _make(self) -> Broker:
-        return JetStreamBroker(self._relay.url, name="conformance", reconnect_wait=0.05, connect_timeout=1.0)
+        return JetStreamBroker(
+            self._relay.url, name="conformance", user=self._user, password="x", reconnect_wait=0.05, connect_timeout=1.0
+        )
 
     async def advance(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def stop(self) -> None:
         down = [self._down(broker) for broker in self._brokers if broker.status is ConnectionStatus.UP]
+        self._stopped = True
+        self._relay.refuse()
         await asyncio.to_thread(self._server.stop)
         for event in down:
             await asyncio.wait_for(event.wait(), 5)
+        await self._relay.close()
 
     async def start(self) -> None:
         await asyncio.to_thread(self._server.start)
+        self._stopped = False
+        await self._relay.open()
 
     async def cut_connection(self, broker: Broker) -> None:
         down = self._down(broker)
@@ -179,53 +202,63 @@ class NatsHarness(Harness):
 
 
 class Relay:
-    """A TCP relay to the server on a port of its own."""
+    """A TCP relay to the server, on a port of its own."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self._target = port
+        self._port = 0
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.url = ""
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
 
     async def open(self) -> None:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
-        self._writers |= {writer, there_writer}
+        self._writers.add(there_writer)
         for source, target in ((reader, there_writer), (there_reader, writer)):
             task = asyncio.create_task(self._copy(source, target))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
+        with suppress(ConnectionError):
             while data := await source.read(65536):
                 target.write(data)
                 await target.drain()
-        except ConnectionError:
-            pass
-        finally:
-            target.close()
-            self._writers.discard(target)
+        target.close()
 
     def cut(self) -> None:
-        for writer in list(self._writers):
+        for writer in self._writers:
             writer.transport.abort()
 
+    def refuse(self) -> None:
+        """Take no further connection."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     async def close(self) -> None:
-        assert self._listener is not None
-        self._listener.close()
+        """Take no further connection, and end those that there are."""
+        self.refuse()
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._listener.wait_closed()
+        for writer in self._writers:
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+        self._writers.clear()
 
 
 # -- words that the scenarios use

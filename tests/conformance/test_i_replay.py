@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nebengjek.bus.interface import Ack, ConsumerSpec, Deliver
-from tests.conformance.harness import Harness, T, consumer, counts, here, publish, seqs, stream
+from tests.conformance.harness import Harness, T, consumer, counts, here, publish, pull, seqs, stream
 
 ABABA = ("s.a", "s.b", "s.a", "s.b", "s.a")
 
@@ -87,7 +87,7 @@ async def test_h6_headers_only(harness: Harness) -> None:
     (message,) = (await here(broker)).messages
     assert (message.data, dict(message.headers)) == (b"", {"k": "v", "Nats-Msg-Size": "5"})
     await message.nak()
-    batch = await here(broker)
+    batch = await pull(harness, broker)
     assert (counts(batch), batch.messages[0].data) == ([2], b"")
 
 
