@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from nebengjek.bus.checks import check_stream
+from nebengjek.bus.checks import check_consumer, check_stream
 from nebengjek.bus.interface import (
     MAX_PAYLOAD,
     ApiError,
@@ -139,8 +139,7 @@ class MemoryServer:
         return sorted(self._streams.values(), key=lambda stream: stream.name)
 
     def create_stream(self, spec: StreamSpec) -> MemoryStream:
-        """Raises ApiError 10052, 10058, 10065."""
-        check_stream(spec)
+        """``spec`` was checked. Raises ApiError 10058, 10065."""
         existing = self._streams.get(spec.name)
         if existing is not None:
             if existing.spec != spec:
@@ -152,8 +151,7 @@ class MemoryServer:
         return stream
 
     def update_stream(self, spec: StreamSpec) -> MemoryStream:
-        """Raises ApiError 10052, 10059, 10065."""
-        check_stream(spec)
+        """``spec`` was checked. Raises ApiError 10052, 10059, 10065."""
         stream = self.stream(spec.name)
         self._check_overlap(spec)
         stream.update(spec)
@@ -292,56 +290,71 @@ class MemoryBroker(Broker):
             raise Disconnected("bus")
         return self.server
 
+    def _stream(self, name: str) -> MemoryStream:
+        check_name(name)
+        return self._check_up().stream(name)
+
+    def _consumer(self, stream: str, name: str) -> MemoryConsumer:
+        check_name(stream)
+        check_name(name)
+        return self._check_up().consumer(stream, name)
+
     # -- streams
 
     async def create_stream(self, spec: StreamSpec) -> StreamInfo:
+        check_stream(spec)
         return self._check_up().create_stream(spec).info()
 
     async def update_stream(self, spec: StreamSpec) -> StreamInfo:
+        check_stream(spec)
         return self._check_up().update_stream(spec).info()
 
     async def stream_info(self, name: str) -> StreamInfo:
-        return self._check_up().stream(check_name(name)).info()
+        return self._stream(name).info()
 
     async def streams(self) -> list[StreamInfo]:
         return [stream.info() for stream in self._check_up().streams()]
 
     async def delete_stream(self, name: str) -> None:
-        self._check_up().delete_stream(check_name(name))
+        check_name(name)
+        self._check_up().delete_stream(name)
 
     async def purge_stream(
         self, name: str, *, subject: str | None = None, keep: int | None = None, up_to: int | None = None
     ) -> int:
-        return self._check_up().stream(check_name(name)).purge(subject, keep, up_to)
+        return self._stream(name).purge(subject, keep, up_to)
 
     async def get_message(
         self, stream: str, seq: int | None = None, *, last_by_subject: str | None = None
     ) -> StoredMessage:
-        return self._check_up().stream(check_name(stream)).get(seq, last_by_subject)
+        return self._stream(stream).get(seq, last_by_subject)
 
     async def delete_message(self, stream: str, seq: int) -> None:
-        self._check_up().stream(check_name(stream)).delete(seq)
+        self._stream(stream).delete(seq)
 
     # -- consumers
 
     async def create_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
-        return self._check_up().stream(check_name(stream)).create_consumer(spec).info()
+        spec = check_consumer(spec)
+        return self._stream(stream).create_consumer(spec).info()
 
     async def update_consumer(self, stream: str, spec: ConsumerSpec) -> ConsumerInfo:
-        return self._check_up().stream(check_name(stream)).update_consumer(spec).info()
+        spec = check_consumer(spec)
+        return self._stream(stream).update_consumer(spec).info()
 
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo:
-        return self._check_up().consumer(check_name(stream), check_name(name)).info()
+        return self._consumer(stream, name).info()
 
     async def consumers(self, stream: str) -> list[ConsumerInfo]:
-        consumers = self._check_up().stream(check_name(stream)).consumers
+        consumers = self._stream(stream).consumers
         return [consumers[name].info() for name in sorted(consumers)]
 
     async def delete_consumer(self, stream: str, name: str) -> None:
-        self._check_up().stream(check_name(stream)).delete_consumer(check_name(name))
+        check_name(name)
+        self._stream(stream).delete_consumer(name)
 
     async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
-        consumer = self._check_up().consumer(check_name(stream), check_name(name))
+        consumer = self._consumer(stream, name)
         consumer.pause(until.timestamp() if until is not None else None)
 
     # -- messages
