@@ -84,6 +84,7 @@ class MatchService:
         self._open_within = timedelta(seconds=open_within)
         self._open_check = timedelta(seconds=open_check)
         self._looked: dict[str, set[str]] = {}
+        self._proposed: dict[str, set[str]] = {}
         self._reconciled_at: datetime | None = None
 
     # -- drivers come and go
@@ -226,40 +227,59 @@ class MatchService:
         await self._propose(row)
 
     async def _propose(self, search: Row[Any]) -> None:
-        """Propose the search to whom ``choose`` names; say so when nobody is near, once."""
-        place = Location(latitude=search.latitude, longitude=search.longitude)
-        near = await self._pool.nearest(
-            place,
-            self._radius_km,
-            self._max_candidates * 4,
-            vehicle_type=search.vehicle_type,
-            seen_after=self._clock.now() - self._seen_ttl,
-        )
+        """Propose the search to whom ``choose`` names; say so when nobody is near, once.
+
+        Most searches that wait have nobody new near: they are looked at without writing, most without reading.
+        """
+        near = await self._near(search)
         if not near and search.told:
+            return
+        async with self._database.read() as tx:
+            chosen, still_open = await self._choose(tx, search, near)
+        if not chosen and (still_open or search.told):
             return
         async with self._database.begin() as tx:
             current = await store.search(tx, search.search_id, lock=True)
             if current is None:
                 return
-            proposals = await store.of_search(tx, search.search_id)
-            still_open = sum(1 for proposal in proposals if proposal.status in OPEN)
-            ids = [candidate.driver_id for candidate in near]
-            chosen = choose(
-                near,
-                passenger_id=search.passenger_id,
-                proposed={proposal.driver_id for proposal in proposals},
-                engaged=await store.engaged_among(tx, ids) if ids else set(),
-                offers=await store.offers(tx, ids) if ids else {},
-                open_proposals=still_open,
-                max_candidates=self._max_candidates,
-                offers_per_driver=self._offers_per_driver,
-            )
+            chosen, still_open = await self._choose(tx, current, near)
             cards = {row.driver_id: row for row in await store.available(tx, [one.driver_id for one in chosen])}
             for candidate in chosen:
                 if candidate.driver_id in cards:
                     await self._insert(tx, current, candidate, cards[candidate.driver_id])
             if not chosen and not still_open and not current.told:
                 await self._tell_nobody(tx, current)
+
+    async def _near(self, search: Row[Any]) -> list[Candidate]:
+        """Free drivers near the search who, as far as this pod knows, have not been proposed to it yet."""
+        return await self._pool.nearest(
+            Location(latitude=search.latitude, longitude=search.longitude),
+            self._radius_km,
+            self._max_candidates * 4,
+            vehicle_type=search.vehicle_type,
+            seen_after=self._clock.now() - self._seen_ttl,
+            exclude=self._proposed.get(search.search_id, ()),
+        )
+
+    async def _choose(
+        self, tx: AsyncConnection, search: Row[Any], near: list[Candidate]
+    ) -> tuple[list[Candidate], int]:
+        """Whom to propose now, and how many proposals are open already."""
+        proposals = await store.of_search(tx, search.search_id)
+        proposed = self._proposed[search.search_id] = {proposal.driver_id for proposal in proposals}
+        still_open = sum(1 for proposal in proposals if proposal.status in OPEN)
+        ids = [candidate.driver_id for candidate in near]
+        chosen = choose(
+            near,
+            passenger_id=search.passenger_id,
+            proposed=proposed,
+            engaged=await store.engaged_among(tx, ids) if ids else set(),
+            offers=await store.offers(tx, ids) if ids else {},
+            open_proposals=still_open,
+            max_candidates=self._max_candidates,
+            offers_per_driver=self._offers_per_driver,
+        )
+        return chosen, still_open
 
     async def _insert(self, tx: AsyncConnection, search: Row[Any], candidate: Candidate, driver: Row[Any]) -> None:
         now = self._clock.now()
@@ -430,6 +450,8 @@ class MatchService:
         self._looked.clear()
         async with self._database.read() as tx:
             waiting = await store.unfilled_searches(tx, self._max_candidates)
+        still = {row.search_id for row in waiting}
+        self._proposed = {search_id: known for search_id, known in self._proposed.items() if search_id in still}
         for row in waiting:
             await self._propose(row)
 
