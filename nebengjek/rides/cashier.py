@@ -16,10 +16,11 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.rides import PaymentState, PaymentStatus, PayRide
 from nebengjek.database import Database
 from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
-from nebengjek.rides import events, store
+from nebengjek.rides import events, payment_store, store
+from nebengjek.rides.payment_store import Attempt, PaymentRow
 from nebengjek.rides.payments import ChargeResult, PaymentGateway
 from nebengjek.rides.service import SWEEP_PAGE
-from nebengjek.rides.store import Attempt, PaymentRow, RideRow
+from nebengjek.rides.store import RideRow
 
 CASH = "cash"
 LOST = ChargeResult(status="refused", reason="lost")
@@ -67,11 +68,11 @@ class Cashier:
                 return PaymentStatus(payment_id=payment.payment_id, status="ACCEPTED")
             if command.amount != payment.amount:
                 raise Invalid(f"amount is {payment.amount} for this ride, not {command.amount}")
-            attempt = await store.open_attempt(tx, payment.payment_id)
+            attempt = await payment_store.open_attempt(tx, payment.payment_id)
             asked_before = attempt is not None
             if attempt is None:
                 attempt = self._new_attempt(ride, payment, command.method)
-                await store.insert_attempt(tx, attempt)
+                await payment_store.insert_attempt(tx, attempt)
                 if command.method == CASH:
                     return await self._finish(tx, attempt, ChargeResult(status="charged"))
         return await (self._ask(attempt) if asked_before else self._charge(attempt))
@@ -84,7 +85,7 @@ class Cashier:
         if command.user_id != payer:
             who = "driver may say that it was paid in cash" if command.method == CASH else "passenger may pay"
             raise Forbidden(f"only the {who}")
-        payment = await store.payment_of(tx, ride.ride_id)
+        payment = await payment_store.payment_of(tx, ride.ride_id)
         if payment is None:
             raise Conflict(f"the ride is {ride.status}, there is nothing to pay")
         return ride, payment
@@ -134,16 +135,16 @@ class Cashier:
         now = self._clock.now()
         accepted = result.status == "charged"
         status: PaymentState = "ACCEPTED" if accepted else "REJECTED"
-        finished = await store.finish_attempt(tx, attempt, status, result.reason, now)
+        finished = await payment_store.finish_attempt(tx, attempt, status, result.reason, now)
         if finished is None:
-            return _status(await store.attempt_again(tx, attempt))
+            return _status(await payment_store.attempt_again(tx, attempt))
         if accepted:
-            await store.change_payment(
+            await payment_store.change_payment(
                 tx, attempt.payment_id, ["PENDING", "REJECTED", "OVERDUE"], status="ACCEPTED", paid_at=now
             )
         else:  # an overdue payment stays so, or a refused card would lift the bar
-            await store.change_payment(tx, attempt.payment_id, ["PENDING", "REJECTED"], status="REJECTED")
-        payment = await store.payment_of(tx, attempt.ride_id)
+            await payment_store.change_payment(tx, attempt.payment_id, ["PENDING", "REJECTED"], status="REJECTED")
+        payment = await payment_store.payment_of(tx, attempt.ride_id)
         completed = None
         if accepted:
             completed = await store.change(
@@ -166,7 +167,7 @@ class Cashier:
         """Ask what became of tries that are older than ``settle_after``; return how many are known now."""
         before = self._clock.now() - self._settle_after
         async with self._database.read() as connection:
-            attempts = await store.open_attempts(connection, before, SWEEP_PAGE)
+            attempts = await payment_store.open_attempts(connection, before, SWEEP_PAGE)
         done = 0
         for attempt in attempts:
             done += (await self._ask(attempt)).status != "PENDING"
@@ -185,12 +186,14 @@ class Cashier:
     async def _end_unpaid(self, ride_id: str) -> bool:
         async with self._database.begin() as tx:
             ride = await store.find(tx, ride_id, lock=True)
-            payment = await store.payment_of(tx, ride_id)
+            payment = await payment_store.payment_of(tx, ride_id)
             if ride is None or payment is None or ride.status != "ARRIVED":
                 return False
-            if await store.open_attempt(tx, payment.payment_id) is not None:
+            if await payment_store.open_attempt(tx, payment.payment_id) is not None:
                 return False
-            overdue = await store.change_payment(tx, payment.payment_id, ["PENDING", "REJECTED"], status="OVERDUE")
+            overdue = await payment_store.change_payment(
+                tx, payment.payment_id, ["PENDING", "REJECTED"], status="OVERDUE"
+            )
             ended = await store.change(
                 tx, ride_id, ["ARRIVED"], said=2, status="COMPLETED", completed_at=self._clock.now()
             )

@@ -14,7 +14,8 @@ from nebengjek.contracts.rides import (
     RideStarted,
 )
 from nebengjek.rides.fares import kilometres
-from nebengjek.rides.store import PaymentRow, RideRow, view
+from nebengjek.rides.payment_store import PaymentRow
+from nebengjek.rides.store import RideRow, view
 
 
 def _about(ride: RideRow, version: int | None = None) -> dict[str, Any]:

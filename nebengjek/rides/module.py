@@ -9,7 +9,9 @@ from nebengjek.database import Database
 from nebengjek.module import Module, answer, every, on
 from nebengjek.rides.cashier import Cashier
 from nebengjek.rides.fares import Tariff
+from nebengjek.rides.meter import Meter
 from nebengjek.rides.payments import PaymentGateway
+from nebengjek.rides.reading import RideReader
 from nebengjek.rides.routes import Guard, admin_routes, routes
 from nebengjek.rides.service import RideService
 
@@ -34,15 +36,8 @@ def rides(
 ) -> Module:
     """Money in rupiah, times in seconds. Without ``admin_guard`` the operators' routes are not served."""
     tariff = Tariff(rate_per_km, minimum_fare, admin_fee_percent)
-    service = RideService(
-        bus,
-        database,
-        clock,
-        tariff,
-        start_radius_m=start_radius_m,
-        pickup_ttl=pickup_ttl,
-        arrival_wait=arrival_wait,
-    )
+    service = RideService(bus, database, clock, tariff, start_radius_m=start_radius_m, pickup_ttl=pickup_ttl)
+    meter = Meter(bus, database, clock, admin_fee_percent=admin_fee_percent, arrival_wait=arrival_wait)
     cashier = Cashier(
         bus,
         database,
@@ -52,20 +47,21 @@ def rides(
         charge_timeout=charge_timeout,
         settle_after=settle_after,
     )
-    served = [routes(service, cashier)]
+    reader = RideReader(database, tariff)
+    served = [routes(service, meter, cashier, reader)]
     if admin_guard is not None:
-        served.append(admin_routes(service, admin_guard))
+        served.append(admin_routes(service, meter, reader, admin_guard))
     return Module(
         name="rides",
         routes=served,
-        hears=[on(MatchAccepted, service.open), on(LocationAggregate, service.book, ordered_by="ride_id")],
+        hears=[on(MatchAccepted, service.open), on(LocationAggregate, meter.book, ordered_by="ride_id")],
         answers=[
             answer(StartRide, service.start),
-            answer(ArriveRide, service.arrive),
+            answer(ArriveRide, meter.arrive),
             answer(PayRide, cashier.pay),
             answer(CancelRide, service.cancel),
-            answer(RideOfUser, service.of_user),
-            answer(RideOfMatch, service.of_match),
+            answer(RideOfUser, reader.of_user),
+            answer(RideOfMatch, reader.of_match),
         ],
         sweeps=[
             every(sweep_seconds, service.sweep),

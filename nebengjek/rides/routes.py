@@ -14,6 +14,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Struct
 
 from nebengjek.contracts.geo import Location
+from nebengjek.contracts.message import is_id
 from nebengjek.contracts.rides import (
     AdjustmentFactor,
     ArriveRide,
@@ -30,8 +31,9 @@ from nebengjek.contracts.rides import (
 from nebengjek.errors import Invalid
 from nebengjek.rides.cashier import Cashier
 from nebengjek.rides.fares import Estimate
-from nebengjek.rides.service import ReviewedRide, RideService
-from nebengjek.contracts.message import is_id
+from nebengjek.rides.meter import Meter
+from nebengjek.rides.reading import ReviewedRide, RideReader
+from nebengjek.rides.service import RideService
 from nebengjek.web import Identity
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Any]
@@ -74,11 +76,11 @@ async def start(
 async def arrive(
     ride_id: FromPath[str],
     user: NamedDependency[Identity],
-    rides: NamedDependency[RideService],
+    meter: NamedDependency[Meter],
     data: JSONBody[Arrival | None] = None,
 ) -> Bill:
     factor = data.adjustment_factor if data is not None else None
-    return await rides.arrive(
+    return await meter.arrive(
         ArriveRide(ride_id=ride_id, user_id=user.user_id, adjustment_factor=1.0 if factor is None else factor)
     )
 
@@ -108,45 +110,45 @@ async def cancel(
 @get("/rides", summary="One's own rides, newest first")
 async def own_rides(
     user: NamedDependency[Identity],
-    rides: NamedDependency[RideService],
+    reader: NamedDependency[RideReader],
     status: FromQuery[RideState | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
     cursor: FromQuery[str | None] = None,
 ) -> RidePage:
     before = _read_cursor(cursor) if cursor is not None else None
-    items, last = await rides.page(user.user_id, status=status, before=before, limit=limit)
+    items, last = await reader.page(user.user_id, status=status, before=before, limit=limit)
     return RidePage(items=items, next_cursor=_cursor(last) if last is not None else None)
 
 
 @get("/rides/{ride_id:str}", summary="One of one's own rides, with its ledger")
 async def one_ride(
-    ride_id: FromPath[str], user: NamedDependency[Identity], rides: NamedDependency[RideService]
+    ride_id: FromPath[str], user: NamedDependency[Identity], reader: NamedDependency[RideReader]
 ) -> RideDetails:
-    return await rides.details(ride_id, user.user_id)
+    return await reader.details(ride_id, user.user_id)
 
 
 @get("/fares/estimate", summary="What a trip would cost")
 async def fare_estimate(
-    rides: NamedDependency[RideService],
+    reader: NamedDependency[RideReader],
     start: Annotated[str, QueryParameter(name="from", description="latitude,longitude")],
     end: Annotated[str, QueryParameter(name="to", description="latitude,longitude")],
 ) -> Estimate:
-    return rides.estimate(_place(start, "from"), _place(end, "to"))
+    return reader.estimate(_place(start, "from"), _place(end, "to"))
 
 
 @get("/admin/rides", summary="Anybody's rides, newest first")
 async def all_rides(
-    rides: NamedDependency[RideService],
+    reader: NamedDependency[RideReader],
     status: FromQuery[RideState | None] = None,
     review: FromQuery[bool | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
 ) -> ReviewedRides:
-    return ReviewedRides(items=await rides.admin_rides(status, review, limit))
+    return ReviewedRides(items=await reader.admin_rides(status, review, limit))
 
 
 @post("/admin/rides/{ride_id:str}/arrive", status_code=200, summary="End a ride for a driver whose phone is gone")
-async def admin_arrive(ride_id: FromPath[str], rides: NamedDependency[RideService]) -> Bill:
-    return await rides.admin_arrive(ride_id)
+async def admin_arrive(ride_id: FromPath[str], meter: NamedDependency[Meter]) -> Bill:
+    return await meter.admin_arrive(ride_id)
 
 
 @post("/admin/rides/{ride_id:str}/cancel", status_code=200, summary="Cancel a ride that has not arrived, unbilled")
@@ -156,28 +158,33 @@ async def admin_cancel(
     return await rides.admin_cancel(ride_id, data.reason if data is not None else None)
 
 
-def routes(service: RideService, cashier: Cashier) -> Router:
+def routes(service: RideService, meter: Meter, cashier: Cashier, reader: RideReader) -> Router:
     """For people with a token; ``user`` (Identity) is a dependency of the application."""
     return Router(
         path="/",
         route_handlers=[start, arrive, pay, cancel, own_rides, one_ride, fare_estimate],
-        dependencies={
-            "rides": Provide(lambda: service, sync_to_thread=False),
-            "cashier": Provide(lambda: cashier, sync_to_thread=False),
-        },
+        dependencies=_provide(rides=service, meter=meter, cashier=cashier, reader=reader),
         tags=["rides"],
     )
 
 
-def admin_routes(service: RideService, guard: Guard) -> Router:
+def admin_routes(service: RideService, meter: Meter, reader: RideReader, guard: Guard) -> Router:
     """For operators; ``guard`` refuses everybody else."""
     return Router(
         path="/",
         route_handlers=[all_rides, admin_arrive, admin_cancel],
-        dependencies={"rides": Provide(lambda: service, sync_to_thread=False)},
+        dependencies=_provide(rides=service, meter=meter, reader=reader),
         guards=[guard],
         tags=["admin"],
     )
+
+
+def _provide(**parts: object) -> dict[str, Provide]:
+    return {name: Provide(_always(part), sync_to_thread=False) for name, part in parts.items()}
+
+
+def _always(part: object) -> Callable[[], object]:
+    return lambda: part
 
 
 def _cursor(ride_id: str) -> str:

@@ -176,11 +176,11 @@ async def _row(acting: Stage, ride_id: str) -> RideRow:
 
 
 def _operators(acting: Stage) -> Callable[[str, str], Awaitable[object]]:
-    service = acting.module.hears[0].handler.__self__  # type: ignore[attr-defined]
+    service, meter = (hearing.handler.__self__ for hearing in acting.module.hears)  # type: ignore[attr-defined]
 
     async def operate(what: str, ride_id: str) -> object:
         if what == "arrive":
-            return await service.admin_arrive(ride_id)
+            return await meter.admin_arrive(ride_id)
         return await service.admin_cancel(ride_id, None)
 
     return operate
