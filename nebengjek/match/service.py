@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Row, insert, or_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nebengjek.bus.handling import Context
+from nebengjek.bus.handling import Context, Retry
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.geo import DETOUR, Location, distance_km, eta_minutes
@@ -44,6 +44,8 @@ from nebengjek.match.pool import Pool
 from nebengjek.match.store import OPEN, match_of, matches, searches
 
 RECONCILE_SECONDS = 10.0
+ENGAGED_LOOKS = 4
+"""How often a finder of somebody engaged is looked at again (0.2, 0.4, 0.8, 1.6 s); below a consumer's five tries."""
 
 log = structlog.stdlib.get_logger("nebengjek.match")
 
@@ -186,7 +188,10 @@ class MatchService:
                 else:
                     return
             elif await store.engaged_among(tx, [event.user_id]):
-                # users refuses it too; whatever arrives, an engaged user is not matched.
+                # users let it pass, so the end of the ride is on its way to us too and this event overtook it. Who is
+                # still engaged after some seconds got engaged meanwhile: he is not matched, whatever arrives.
+                if context.deliveries <= ENGAGED_LOOKS:
+                    raise Retry(after=0.2 * 2 ** (context.deliveries - 1))
                 return
             else:
                 search_id = await self._search(tx, event, current, now)
