@@ -23,6 +23,9 @@ _PHONE = re.compile(r"(?<![\w.+-])(?:\+\s?62|62|0)[ -]?(?:\(0\))?8(?:[ -]?\d){7,
 _JWT = re.compile(r"\beyJ[\w-]{4,}\.[\w-]{4,}\.[\w-]*")
 _PRIVATE = re.compile(r"(?:^|_)(?:token|otp|password|passwd|secret|authorization|msisdn|phone|api_?key|cookie)$", re.I)
 
+QUIET = ("aiosqlite", "alembic", "asyncio", "httpcore", "httpx", "sqlalchemy.engine", "uvicorn.error", "websockets")
+"""Libraries that say below warning what we say ourselves, or bodies and parameters that nobody should read."""
+
 _json = msgspec.json.Encoder(enc_hook=repr)
 
 
@@ -82,8 +85,7 @@ def configure(
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.getLogger("nebengjek.bus").setLevel(logging.DEBUG if audit else logging.NOTSET)
-    # Libraries say at debug what nobody asked for, with bodies and parameters in it.
-    for name in ("aiosqlite", "httpcore", "httpx", "asyncio", "websockets", "sqlalchemy.engine"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 

@@ -16,6 +16,9 @@ from msgspec import Struct
 from nebengjek.errors import Misconfigured
 from nebengjek.module import Module
 
+PARTS = ("bus", "clock", "database", "delivery", "state")
+"""What a factory may ask for by naming it as a parameter; every other parameter is the settings' to fill."""
+
 Factory = Callable[..., Module]
 
 
@@ -56,7 +59,7 @@ def load_plugins(
     return modules
 
 
-def inspect_plugin(path: str, parts: Collection[str] = ()) -> PluginInfo:
+def inspect_plugin(path: str, parts: Collection[str] = PARTS) -> PluginInfo:
     """What there is to know without making it. Raises Misconfigured when it cannot be imported."""
     factory = resolve(path)
     parameters = inspect.signature(factory).parameters.values()

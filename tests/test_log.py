@@ -12,7 +12,7 @@ import structlog
 
 from nebengjek.bus.tracing import new_trace, tracing
 from nebengjek.contracts.message import uuid7
-from nebengjek.log import MASK, configure, get_logger, masked_text
+from nebengjek.log import MASK, QUIET, configure, get_logger, masked_text
 
 Lines = Callable[[], list[dict[str, Any]]]
 
@@ -22,8 +22,7 @@ def stream() -> Iterator[io.StringIO]:
     """Where the lines go; what was configured before comes back afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    names = ("nebengjek.bus", "aiosqlite", "httpcore", "httpx", "asyncio", "websockets", "sqlalchemy.engine")
-    levels = {name: logging.getLogger(name).level for name in names}
+    levels = {name: logging.getLogger(name).level for name in ("nebengjek.bus", *QUIET)}
     yield io.StringIO()
     root.handlers = handlers
     root.setLevel(level)

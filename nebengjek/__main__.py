@@ -1,0 +1,5 @@
+"""``python -m nebengjek``: the same as the command ``nebengjek``."""
+
+from nebengjek.cli import main
+
+main()
