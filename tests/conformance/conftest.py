@@ -12,7 +12,7 @@ from tests.servers import NatsServer, nats_server
 
 @pytest.fixture(scope="session")
 def conformance_nats() -> Iterator[NatsServer]:
-    with nats_server(config=NatsHarness.CONFIG) as server:
+    with nats_server() as server:
         yield server
 
 

@@ -1,7 +1,6 @@
 """What the conformance suite needs of a broker's world: connections, time, and a server that can fail."""
 
 import asyncio
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -134,22 +133,15 @@ class MemoryHarness(Harness):
 class NatsHarness(Harness):
     """Connections go through a relay of our own, which can break them.
 
-    Each harness has an account of the server for itself. To delete its streams at the end would not do: a stream that
-    is made again under the name of one that was just deleted may find the old one's files.
+    Each harness has an account of the server for itself.
     """
-
-    ACCOUNTS = 500
-    CONFIG = "accounts {{ {} }}".format(
-        ", ".join(f"T{n}: {{ jetstream: enabled, users: [{{ user: t{n}, password: x }}] }}" for n in range(ACCOUNTS))
-    )
-    _next = itertools.count()
 
     def __init__(self, server: NatsServer) -> None:
         super().__init__()
         self._server = server
         self._stopped = False
+        self._account = server.fresh_account()
         self._relay = Relay(server.port)
-        self._user = f"t{next(self._next) % self.ACCOUNTS}"
 
     async def __aenter__(self) -> Harness:
         await self._relay.open()
@@ -162,16 +154,16 @@ class NatsHarness(Harness):
         await self._relay.close()
         if self._stopped:
             await asyncio.to_thread(self._server.start)
-        sweeper = JetStreamBroker(self._server.url, name="sweeper", user=self._user, password="x")
+        # What streams reserve of the server's memory and disk is given back.
+        sweeper = JetStreamBroker(self._account, name="sweeper")
         await sweeper.connect()
         for info in await sweeper.streams():
             await sweeper.delete_stream(info.spec.name)
         await sweeper.close()
 
     def _make(self) -> Broker:
-        return JetStreamBroker(
-            self._relay.url, name="conformance", user=self._user, password="x", reconnect_wait=0.05, connect_timeout=1.0
-        )
+        url = self._account.replace(str(self._server.port), str(self._relay.port))
+        return JetStreamBroker(url, name="conformance", reconnect_wait=0.05, connect_timeout=1.0)
 
     async def advance(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -206,18 +198,14 @@ class Relay:
 
     def __init__(self, port: int) -> None:
         self._target = port
-        self._port = 0
+        self.port = 0
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def url(self) -> str:
-        return f"nats://127.0.0.1:{self._port}"
-
     async def open(self) -> None:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._listener.sockets[0].getsockname()[1]
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

@@ -12,7 +12,6 @@ import pytest
 
 from nebengjek import schema
 from nebengjek.app import App
-from nebengjek.bus.interface import ConnectionStatus
 from nebengjek.clock import ManualClock
 from nebengjek.database import Database
 from tests.flows.world import World, running, settings_for
@@ -65,20 +64,9 @@ class Real(Backend):
         self._postgres = postgres
 
     async def fresh(self) -> dict[str, Any]:
-        await asyncio.gather(self._forget_streams(), self._forget_keys())
+        await self._forget_keys()
         database_url = await asyncio.to_thread(self._postgres.new_database)
-        return {"database_url": database_url, "nats__url": self.nats.url, "redis__url": self._redis_url}
-
-    async def _forget_streams(self) -> None:
-        from nebengjek.bus.jetstream import JetStreamBroker
-
-        broker = JetStreamBroker(self.nats.url, name="tests")
-        await broker.connect()
-        await broker.wait_connected()
-        assert broker.status is ConnectionStatus.UP
-        for info in await broker.streams():
-            await broker.delete_stream(info.spec.name)
-        await broker.close()
+        return {"database_url": database_url, "nats__url": self.nats.fresh_account(), "redis__url": self._redis_url}
 
     async def _forget_keys(self) -> None:
         from redis.asyncio import Redis
