@@ -31,7 +31,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """``GET /rides`` of each user."""
     histories: dict[str, list[Heard]]
     noise_m: float = 0.0
-    dead_letters: int = 0
+    dead_letters: int | None = 0
+    """None when the server did not let us look."""
     points_refused: int = 0
     gaps: int = 0
 
@@ -42,6 +43,8 @@ class Result(Struct, frozen=True, kw_only=True):
     name: str
     looked_at: int
     offenders: list[str]
+    skipped: bool = False
+    """There was nothing to look at: neither right nor wrong."""
 
     @property
     def passed(self) -> bool:
@@ -50,15 +53,15 @@ class Result(Struct, frozen=True, kw_only=True):
 
 def run_checks(evidence: Evidence) -> list[Result]:
     """Every check, in the order of the report."""
-    return [Result(name=name, looked_at=looked, offenders=bad) for name, (looked, bad) in _run(evidence)]
+    results = []
+    for name, check in CHECKS.items():
+        looked_at, offenders = check(evidence)
+        skipped = check is _no_dead_letters and evidence.dead_letters is None
+        results.append(Result(name=name, looked_at=looked_at, offenders=offenders, skipped=skipped))
+    return results
 
 
 Finding = tuple[int, list[str]]
-
-
-def _run(evidence: Evidence) -> Iterable[tuple[str, Finding]]:
-    for name, check in CHECKS.items():
-        yield name, check(evidence)
 
 
 def half_up(numerator: int, denominator: int) -> int:
@@ -243,7 +246,7 @@ def _nothing_missed(evidence: Evidence) -> Finding:
 
 def _no_dead_letters(evidence: Evidence) -> Finding:
     bad = [f"{evidence.dead_letters} dead letters; see: nebengjek dead-letters list"] if evidence.dead_letters else []
-    return evidence.dead_letters, bad
+    return evidence.dead_letters or 0, bad
 
 
 def _no_point_refused(evidence: Evidence) -> Finding:

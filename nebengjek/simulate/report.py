@@ -172,6 +172,7 @@ def _checks_table(results: Sequence[Result]) -> Table:
     table.add_column("result", justify="right")
     for result in results:
         verdict = "[green]ok[/]" if result.passed else f"[red]{len(result.offenders):,} wrong[/]"
+        verdict = "not shown" if result.skipped else verdict
         table.add_row(result.name, f"{result.looked_at:,}", verdict)
     return table
 

@@ -99,7 +99,7 @@ async def _play(
             _say_pace(options, plan, console)
             run = await _ride(plan, server, console)
     except (Misconfigured, ServerError, PhoneError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     results = run_checks(run.evidence)
     figures = figures_of(run.evidence, run.tally, seconds=run.seconds, speed=plan.speed)
@@ -238,7 +238,10 @@ async def _ride(plan: Plan, server: Server, console: Console) -> Run:
         except* (ServerError, PhoneError) as group:
             raise ServerError(f"{_first(group)}\n{server.tail()}".rstrip()) from group
         seconds = time.monotonic() - started
-        rides, lists = await _books(city)
+        try:
+            rides, lists = await _books(city)
+        except* PhoneError as group:
+            raise ServerError(f"{_first(group)}\n{server.tail()}".rstrip()) from group
         streams = _since(before, await look_at_streams(http))
     evidence = Evidence(
         outcomes=list(city.outcomes.values()),
@@ -246,7 +249,7 @@ async def _ride(plan: Plan, server: Server, console: Console) -> Run:
         lists=lists,
         histories={user_id: phone.history for user_id, phone in city.phones.items()},
         noise_m=plan.noise_m,
-        dead_letters=streams.dead_letters,
+        dead_letters=None if streams.refused else streams.dead_letters,
         points_refused=tally.points_refused,
         gaps=tally.gaps,
     )
