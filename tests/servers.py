@@ -148,8 +148,10 @@ class NatsServer:
 
 
 @contextmanager
-def nats_server(*, user: str | None = None, password: str | None = None, config: str = "") -> Iterator[NatsServer]:
-    """A nats-server with JetStream; ``config`` is appended to its configuration file.
+def nats_server(
+    *, user: str | None = None, password: str | None = None, domain: str | None = None, config: str = ""
+) -> Iterator[NatsServer]:
+    """A nats-server with JetStream, in ``domain``; ``config`` is appended to its configuration file.
 
     Without ``user`` anybody may connect, and ``fresh_account`` serves tests that want to be alone.
     """
@@ -159,7 +161,8 @@ def nats_server(*, user: str | None = None, password: str | None = None, config:
         # The limits are no reservation, but each stream's max bytes count as one, in every account.
         lines = [
             f"server_name: {name}",
-            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 500GB, max_file: 500GB }}",
+            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 500GB, max_file: 500GB",
+            f"  domain: {domain} }}" if domain is not None else "}",
             config,
         ]
         if user is None:

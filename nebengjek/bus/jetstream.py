@@ -64,6 +64,7 @@ from nebengjek.bus.jetstream_wire import (
     stream_info,
     stream_spec,
 )
+from nebengjek.errors import Misconfigured
 
 NO_RESPONDERS = "503"
 PUBLISH_RETRIES, PUBLISH_PAUSE = 2, 0.25
@@ -221,6 +222,7 @@ class JetStreamBroker(Broker, Link):
         self._sender: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
+        self._complaints: set[str] = set()
         self._status_listeners: list[Callable[[ConnectionStatus], None]] = []
         self._listening: set[_Listening] = set()
         self._background: set[asyncio.Future[None]] = set()
@@ -275,14 +277,24 @@ class JetStreamBroker(Broker, Link):
             async def on_closed(closed: asyncio.Event = closed) -> None:
                 closed.set()
 
-            await client.connect(
-                list(self._servers),
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_connected,
-                closed_cb=on_closed,
-                **self._options,
-            )
+            try:
+                await client.connect(
+                    list(self._servers),
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_connected,
+                    closed_cb=on_closed,
+                    **self._options,
+                )
+            except Exception as error:
+                # The network's failures are tried again in there: this is a setting that cannot work. Whoever
+                # called connect hears of it; afterwards nobody would, and it may be mended on the other side.
+                self._client = None
+                if not self._tried.is_set():
+                    raise Misconfigured(f"NATS at {self.where}: {type(error).__name__}: {error}") from error
+                log.error("nats.not_connected", exc_info=error)
+                await asyncio.sleep(self._reconnect_wait)
+                continue
             await self._listen_all(client)
             if client.is_connected:
                 await self._on_connected()
@@ -316,8 +328,12 @@ class JetStreamBroker(Broker, Link):
         self._tried.set()
         if isinstance(error, nats_errors.SlowConsumerError):
             log.error("nats.slow_consumer", subject=error.subject)
-        else:
-            log.debug("nats.error", error=f"{type(error).__name__}: {error}")
+            return
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._complaints and self._status is not ConnectionStatus.UP:
+            # Once until it is back: a refused password or name must be seen, sixty tries a minute need not.
+            self._complaints.add(text)
+            log.warning("nats.away", where=self.where, error=text)
 
     def _fail_outstanding(self) -> None:
         published, self._published = self._published, {}
@@ -338,6 +354,7 @@ class JetStreamBroker(Broker, Link):
         self._status = status
         if status is ConnectionStatus.UP:
             self._tried.set()
+            self._complaints.clear()
             self._up.set()
         else:
             self._up.clear()

@@ -52,8 +52,8 @@ class PullWaiter(Waiter):
         while not self._ended.done() and consumer.available() > 0:
             self._take()
         if not self._ended.done():
-            stalled = consumer.num_pending > 0 and not self._messages and not consumer.paused
-            if no_wait and (self._messages or (expires is None and not stalled)):
+            stalled = consumer.num_pending > 0 and not consumer.paused
+            if no_wait and not stalled and (self._messages or expires is None):
                 return Batch(self._messages, PullStatus.NO_MESSAGES)
             if no_wait and expires is None:
                 expires = NO_WAIT_PATIENCE

@@ -1,0 +1,169 @@
+"""F22: whatever is done, in whatever order, both brokers deliver the same and say the same about it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nebengjek.bus.interface import ApiError, Broker, ConsumerInfo, Delivery, Retention, Storage
+from tests.conformance.harness import Ear, Harness, MemoryHarness, NatsHarness, consumer, here, stream, submit
+from tests.servers import NatsServer
+
+ACK_WAIT, LONG, SHORT = 1.0, 1.3, 0.4
+"""Steps take milliseconds: what happens within the ack wait, and what after it, is never in doubt."""
+
+Step = tuple[Any, ...]
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.sampled_from("ab"), st.integers(0, 3)),
+        st.tuples(st.just("publish"), st.sampled_from("ab"), st.integers(0, 3)),
+        st.tuples(st.just("pull"), st.sampled_from("cd"), st.integers(1, 3)),
+        st.tuples(st.just("pull"), st.sampled_from("cd"), st.integers(1, 3)),
+        st.tuples(st.just("settle"), st.integers(0, 5), st.sampled_from(("ack", "nak", "later", "term", "progress"))),
+        st.tuples(st.just("settle"), st.integers(0, 5), st.just("ack")),
+        st.tuples(st.just("delete"), st.integers(1, 8)),
+        st.tuples(st.just("purge"), st.sampled_from(("s.a", "s.b", None))),
+    ),
+    min_size=8,
+    max_size=40,
+)
+
+
+class Story:
+    """The same steps on one broker; ``trace`` is all that could be seen of it."""
+
+    def __init__(self, harness: Harness, broker: Broker) -> None:
+        self._harness = harness
+        self._broker = broker
+        self._open: dict[tuple[str, int], Delivery] = {}
+        self._ear = Ear(harness)
+        self.trace: list[Any] = []
+
+    async def run(self, retention: Retention, steps: Sequence[Step], pause: int | None) -> list[Any]:
+        await self._ear.listen(self._broker, "$JS.EVENT.ADVISORY.CONSUMER.*.S.*")
+        await stream(self._broker, retention=retention, storage=Storage.MEMORY, max_msgs=6)
+        queue = retention is Retention.WORKQUEUE
+        await consumer(self._broker, "c", "S", *(["s.b"] if queue else []), ack_wait=ACK_WAIT, max_deliver=-1)
+        await consumer(self._broker, "d", "S", "s.a", ack_wait=ACK_WAIT, max_deliver=-1, max_ack_pending=3)
+        for number, (what, *how) in enumerate(steps):
+            await getattr(self, f"_{what}")(*how)
+            if pause is not None and number == pause % len(steps):
+                await self._harness.advance(LONG)
+        await self._pull("c", 9)
+        await self._pull("d", 9)
+        await self._tell()
+        return self.trace
+
+    async def _publish(self, subject: str, identity: int) -> None:
+        headers = {"Nats-Msg-Id": str(identity)} if identity else {}
+        ack = await submit(self._broker, f"s.{subject}", b"x", headers)
+        self.trace.append(("published", ack.seq, ack.duplicate))
+
+    async def _pull(self, name: str, batch: int) -> None:
+        # A stalled consumer does not answer a pull that does not wait; one with a short expiry ends in both.
+        info = await self._broker.consumer_info("S", name)
+        room = info.spec.max_ack_pending - info.num_ack_pending
+        if room > 0:
+            got = await here(self._broker, min(batch, room), name=name)
+        else:
+            got = await self._harness.until(self._broker.pull("S", name, batch=batch, expires=0.1))
+        for message in got.messages:
+            self._open[name, message.seq] = message
+        self.trace.append((name, [(m.seq, m.deliveries, m.consumer_seq, m.pending) for m in got.messages]))
+
+    async def _settle(self, index: int, how: str) -> None:
+        if not self._open:
+            return
+        key = sorted(self._open)[index % len(self._open)]
+        message = self._open[key]
+        if not await self._is_stored(message.seq):
+            del self._open[key]
+            return
+        self.trace.append((how, key))
+        if how == "progress":
+            await message.in_progress()
+            return
+        del self._open[key]
+        if how == "ack":
+            await message.ack_sync()
+        elif how == "term":
+            await message.term()
+            await self._heard("MSG_TERMINATED", message)
+        else:
+            await message.nak(SHORT if how == "later" else 0.0)
+            await self._heard("MSG_NAKED", message)
+
+    async def _is_stored(self, seq: int) -> bool:
+        try:
+            await self._broker.get_message("S", seq)
+        except ApiError:
+            return False
+        return True
+
+    async def _heard(self, kind: str, delivery: Delivery) -> None:
+        """The server takes its time with a nak or a term: wait until it says so."""
+
+        def said() -> bool:
+            for message in self._ear.messages:
+                advisory = msgspec.json.decode(message.data)
+                about = (advisory["consumer"], advisory.get("stream_seq"), advisory.get("consumer_seq"))
+                if f".{kind}." in message.subject and about == (delivery.consumer, delivery.seq, delivery.consumer_seq):
+                    return True
+            return False
+
+        while not said():
+            await self._ear.hears(len(self._ear.messages) + 1)
+
+    async def _delete(self, seq: int) -> None:
+        try:
+            await self._broker.delete_message("S", seq)
+        except ApiError as error:
+            self.trace.append(("not deleted", seq, error.code))
+            return
+        self.trace.append(("deleted", seq))
+
+    async def _purge(self, subject: str | None) -> None:
+        self.trace.append(("purged", await self._broker.purge_stream("S", subject=subject)))
+
+    async def _tell(self) -> None:
+        info = await self._broker.stream_info("S")
+        self.trace.append((info.messages, info.bytes, info.first_seq, info.last_seq, info.deleted))
+        for name in "cd":
+            self.trace.append(_seen(await self._broker.consumer_info("S", name)))
+
+
+def _seen(info: ConsumerInfo) -> tuple[Any, ...]:
+    return (
+        info.delivered.consumer,
+        info.ack_floor.consumer,
+        info.num_pending,
+        info.num_ack_pending,
+        info.num_redelivered,
+    )
+
+
+async def _memory(*story: Any) -> list[Any]:
+    harness = MemoryHarness()
+    async with harness:
+        return await Story(harness, await harness.make_broker()).run(*story)
+
+
+async def _nats(server: NatsServer, *story: Any) -> list[Any]:
+    harness = NatsHarness(server)
+    async with harness:
+        return await Story(harness, await harness.make_broker()).run(*story)
+
+
+@pytest.mark.real
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(retention=st.sampled_from(Retention), steps=STEPS, pause=st.none() | st.integers(0, 29))
+def test_f22_both_brokers_are_alike(
+    conformance_nats: NatsServer, retention: Retention, steps: list[Step], pause: int | None
+) -> None:
+    expected = asyncio.run(_nats(conformance_nats, retention, steps, pause))
+    assert asyncio.run(_memory(retention, steps, pause)) == expected

@@ -1,0 +1,66 @@
+"""What only a real server has: people it does not know, domains, other addresses."""
+
+import asyncio
+
+import pytest
+
+from nebengjek.bus.interface import ConnectionStatus, ConsumerSpec, PubAck, StreamSpec
+from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.errors import Misconfigured
+from tests.servers import nats_server
+
+pytestmark = pytest.mark.real
+
+
+async def works(broker: JetStreamBroker) -> None:
+    """Store, deliver, ack: each of them once."""
+    await broker.connect()
+    await asyncio.wait_for(broker.wait_connected(), 5)
+    await broker.ensure_stream(StreamSpec(name="S", subjects=("s.>",)))
+    await broker.ensure_consumer("S", ConsumerSpec(name="c"))
+    assert await broker.submit("s.a", b"x", {}) == PubAck("S", 1)
+    (message,) = (await broker.pull("S", "c", no_wait=True)).messages
+    assert (message.stream, message.consumer, message.seq, message.consumer_seq) == ("S", "c", 1, 1)
+    assert (message.deliveries, message.pending) == (1, 0)
+    stored = await broker.get_message("S", 1)
+    assert abs((message.time - stored.time).total_seconds()) < 0.001
+    await message.ack_sync()
+    assert (await broker.consumer_info("S", "c")).ack_floor.stream == 1
+    source = await broker.consume("S", "c", prefetch=4)
+    await broker.submit("s.b", b"y", {})
+    (message,) = (await asyncio.wait_for(source.next(4), 5)).messages
+    await message.ack_sync()
+    await broker.close()
+
+
+async def test_a_user_with_a_password() -> None:
+    with nats_server(user="pod", password="secret-word") as server:
+        for user, password in (("pod", "wrong"), ("nobody", "secret-word")):
+            stranger = JetStreamBroker(server.url, name="t", user=user, password=password, reconnect_wait=0.01)
+            await asyncio.wait_for(stranger.connect(), 5)
+            assert stranger.status is ConnectionStatus.CONNECTING
+            await stranger.close()
+        await works(JetStreamBroker(server.url, name="t", user="pod", password="secret-word"))
+        in_the_address = JetStreamBroker(server.url.replace("//", "//pod:secret-word@"), name="t")
+        await in_the_address.connect()
+        assert in_the_address.status is ConnectionStatus.UP
+        assert in_the_address.where == server.url
+        await in_the_address.close()
+
+
+async def test_a_domain() -> None:
+    with nats_server(domain="hub") as server:
+        await works(JetStreamBroker(server.url, name="t", domain="hub"))
+
+
+async def test_several_servers_one_of_them_away() -> None:
+    with nats_server() as server:
+        broker = JetStreamBroker(f"nats://127.0.0.1:1, {server.url}", name="t", reconnect_wait=0.01)
+        await works(broker)
+
+
+async def test_an_address_that_is_none() -> None:
+    broker = JetStreamBroker("nats://", name="t")
+    with pytest.raises(Misconfigured):
+        await broker.connect()
+    await broker.close()
