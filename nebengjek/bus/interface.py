@@ -333,7 +333,10 @@ class Broker(ABC):
 
     @abstractmethod
     async def connect(self) -> None:
-        """Connect, or begin to: with the server away this returns at once and goes on trying for ever."""
+        """Connect, or begin to: with the server away this returns at once and goes on trying for ever.
+
+        Raises Misconfigured for an address or credentials that can never work.
+        """
 
     @abstractmethod
     async def close(self) -> None:
