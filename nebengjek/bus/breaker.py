@@ -1,15 +1,18 @@
 """A circuit breaker for one dependency: closed, open, half-open.
 
-Our own in sixty lines because the libraries decide *whether to call*, while here a loop must *wait its turn*:
+Our own in some hundred lines because the libraries decide *whether to call*, while here a loop must *wait its turn*:
 while the breaker is open nobody passes, after a delay exactly one does, and its outcome decides for the rest.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from enum import StrEnum
+from typing import Any
 
 from nebengjek.errors import Unavailable
+
+Sleep = Callable[[float], Coroutine[Any, Any, None]]
 
 
 class BreakerState(StrEnum):
@@ -22,7 +25,12 @@ class Breaker:
     """The delay doubles with each failure in a row from ``first`` to ``longest`` seconds."""
 
     def __init__(
-        self, dependency: str, sleep: Callable[[float], Awaitable[None]], *, first: float = 0.5, longest: float = 5.0
+        self,
+        dependency: str,
+        sleep: Callable[[float], Coroutine[Any, Any, None]],
+        *,
+        first: float = 0.5,
+        longest: float = 5.0,
     ) -> None:
         self.dependency = dependency
         self.state = BreakerState.CLOSED
@@ -34,9 +42,12 @@ class Breaker:
         self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait until the block may run. An Unavailable of this dependency that leaves it opens the breaker."""
-        probe = await self._wait()
+    async def turn(self, stopping: asyncio.Event) -> AsyncIterator[None]:
+        """Wait until the block may run. An Unavailable of this dependency that leaves it opens the breaker.
+
+        Raises Unavailable instead of running it when ``stopping`` is set while it waits.
+        """
+        probe = await self._wait(stopping)
         try:
             yield
         except Unavailable as error:
@@ -67,14 +78,18 @@ class Breaker:
         while self.state is not BreakerState.CLOSED:
             await self._changed.wait()
 
-    async def _wait(self) -> bool:
+    async def _wait(self, stopping: asyncio.Event) -> bool:
         while self.state is not BreakerState.CLOSED:
+            if stopping.is_set():
+                raise Unavailable(self.dependency)
             if self._probing:
-                await self._changed.wait()
+                await first_of(self._changed.wait(), stopping.wait())
                 continue
             self._probing = True
             try:
-                await self._sleep(self._delay)
+                await first_of(self._sleep(self._delay), stopping.wait())
+                if stopping.is_set():
+                    raise Unavailable(self.dependency)
             except BaseException:
                 self._release()
                 raise
@@ -97,3 +112,15 @@ class Breaker:
         self._probing = False
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of them is done, and end the others. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

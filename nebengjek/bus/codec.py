@@ -102,7 +102,7 @@ class Codec:
             decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
         try:
             return decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Undecodable(str(error)) from error
 
 

@@ -15,7 +15,16 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import ONLY_FOR, ORIGINAL_ID, Envelope, original_id
-from nebengjek.bus.interface import MSG_ID, ApiError, Broker, Headers, PubAck, StoredMessage
+from nebengjek.bus.interface import (
+    MAX_PAYLOAD,
+    MSG_ID,
+    ApiError,
+    Broker,
+    Headers,
+    PubAck,
+    StoredMessage,
+    header_block_size,
+)
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tables import dead_letters
 from nebengjek.clock import Clock
@@ -27,7 +36,7 @@ STREAM = "DEAD_LETTER_STREAM"
 
 _PREFIX = "Dead-Letter-"
 _SUBJECT, _STREAM, _SEQ, _CONSUMER = (f"{_PREFIX}{name}" for name in ("Subject", "Stream", "Seq", "Consumer"))
-_DELIVERIES, _REASON, _ERROR = (f"{_PREFIX}{name}" for name in ("Deliveries", "Reason", "Error"))
+_DELIVERIES, _REASON, _ERROR, _CUT = (f"{_PREFIX}{name}" for name in ("Deliveries", "Reason", "Error", "Cut"))
 
 log = structlog.stdlib.get_logger("nebengjek.bus.dead_letters")
 
@@ -76,7 +85,10 @@ class DeadLetters:
     async def add(
         self, message: StoredMessage, *, consumer: str, deliveries: int, reason: str, error: str = ""
     ) -> None:
-        """Keep ``message`` for a person to look at. Added twice it is there once."""
+        """Keep ``message`` for a person to look at. Added twice it is there once.
+
+        A body that leaves no room for the cause is cut to what the server takes.
+        """
         headers = dict(message.headers)
         headers[ORIGINAL_ID] = original_id(message.headers, message.stream, message.seq)
         headers.pop(ONLY_FOR, None)
@@ -88,19 +100,23 @@ class DeadLetters:
             _CONSUMER: consumer,
             _DELIVERIES: str(deliveries),
             _REASON: reason,
-            _ERROR: " ".join(error.split())[:500],
+            _ERROR: " ".join(error.split())[:500].rstrip(),
         }
         if not self._broker.durable:
             # A broker that restarted counts from 1 again: the sequence alone would name another message.
             named = message.headers.get(MSG_ID) or headers[ORIGINAL_ID]
             headers[MSG_ID] = f"dead:{message.stream}:{consumer}:{named}"
-        envelope = Envelope(f"dead_letter.{message.stream}.{consumer}", message.data, headers)
+        room = MAX_PAYLOAD - header_block_size(headers) - 32
+        if len(message.data) > room:
+            # Our headers make it longer than the server takes: better a part of it than nothing.
+            headers[_CUT] = str(len(message.data))
+        envelope = Envelope(f"dead_letter.{message.stream}.{consumer}", message.data[:room], headers)
         if self._begin is not None:
             row = {
                 "message_id": envelope.message_id,
                 "subject": envelope.subject,
                 "headers": msgspec.json.encode(headers).decode(),
-                "data": message.data,
+                "data": envelope.data,
                 "created_at": self._clock.seconds(),
             }
             async with self._begin() as tx:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.breaker import Breaker, BreakerState
-from nebengjek.bus.codec import Codec, Envelope, Undecodable
+from nebengjek.bus.codec import ONLY_FOR, Codec, Envelope, Undecodable
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.handling import Answering, Hearing, Watching
 from nebengjek.bus.inbox import Inbox
@@ -59,7 +59,10 @@ log = structlog.stdlib.get_logger("nebengjek.bus")
 
 
 class RemoteError(BusError):
-    """A query's handler failed in a way that is in no branch of the error tree; ``code`` is INTERNAL."""
+    """A query's handler failed in a way that is in no branch of the error tree.
+
+    ``code``: INTERNAL, or UNDECODABLE when it answered something else than was asked for.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -151,7 +154,7 @@ class MessageBus:
         self._causes = Causes()
         self._ensuring = asyncio.Lock()
         self._draining = False
-        self.outbox = Outbox(broker, self._codec, self._send, begin, pod_id=pod_id, clock=clock)
+        self.outbox = Outbox(broker, self._codec, self._send, begin, self._causes.trace, pod_id=pod_id, clock=clock)
         self.inbox = Inbox(clock)
         self.dead_letters = DeadLetters(broker, self._send, begin, self._observer, clock)
 
@@ -227,30 +230,39 @@ class MessageBus:
 
     def _breaker(self, dependency: str) -> Breaker:
         if dependency not in self._breakers:
-            self._breakers[dependency] = Breaker(dependency, asyncio.sleep)
+            self._breakers[dependency] = Breaker(dependency, self.broker.sleep)
         return self._breakers[dependency]
 
     # -- start and end
 
     async def start(self) -> None:
-        """Connect and listen; with the server away return at once and go on behind."""
+        """Connect and listen; with the server away return at once and go on behind.
+
+        Raises ApiError when the server is there and refuses a stream or a consumer.
+        """
         await self.broker.connect()
-        establishing = asyncio.create_task(self._establish(), name="bus: establish")
+        behind = self.broker.status is not ConnectionStatus.UP
+        establishing = asyncio.create_task(self._establish(behind), name="bus: establish")
         self._background.append(establishing)
-        if self.broker.status is ConnectionStatus.UP:
+        if not behind:
             await establishing
 
-    async def _establish(self) -> None:
+    async def _establish(self, behind: bool) -> None:
         while True:
             await self.broker.wait_connected()
             try:
                 await self._ensure_all()
+                await self.dead_letters.restore()
                 break
             except Unavailable as error:
                 log.warning("bus.not_established", error=str(error))
                 await self.broker.sleep(0.5)
-        self._established.set()
-        await self.dead_letters.restore()
+            except ApiError as error:
+                # A person has to look at it; nobody waits for us any more, so say it until it is mended.
+                if not behind:
+                    raise
+                log.error("bus.refused", error=str(error))
+                await self.broker.sleep(5.0)
         listening = [asyncio.Event() for _ in self._runners]
         for runner, event in zip(self._runners, listening, strict=True):
             self._background.append(asyncio.create_task(runner.run(event), name=f"consumer {runner.consumer}"))
@@ -262,6 +274,8 @@ class MessageBus:
             await self.broker.ensure_stream(spec)
         for (stream, _), consumer in self._wanted.items():
             await self._ensure_consumer(stream, consumer)
+        if self._established.is_set():
+            return
         for module, answering in self._answers:
             await self._serve(module, answering)
         for watching in self._watches:
@@ -270,6 +284,7 @@ class MessageBus:
         self._subscriptions.append(
             await self.broker.subscribe(MAX_DELIVERIES, self._exhausted, queue="nebengjek-dead-letters")
         )
+        self._established.set()
 
     async def _ensure_stream(self, name: str) -> None:
         async with self._ensuring:
@@ -295,6 +310,7 @@ class MessageBus:
         if consumers:
             await asyncio.wait(consumers, timeout=timeout)
         abandoned = sum(runner.running for runner in self._runners)
+        await asyncio.gather(*(runner.abandon() for runner in self._runners))
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
         if self._tasks:
@@ -338,9 +354,9 @@ class MessageBus:
         envelope = self._codec.envelope(event, self._causes.trace(because) if because is not None else None)
         if not self._established.is_set():
             await self._wait_established()
-        while self._outstanding >= self._window:
+        if self._outstanding >= self._window:
             async with self._landed:
-                await self._landed.wait()
+                await self._landed.wait_for(lambda: self._outstanding < self._window)
         future = self.broker.submit(*envelope)
         if future.done() and future.exception() is None:
             self._landed_well(envelope, future.result(), on_ack)
@@ -352,10 +368,10 @@ class MessageBus:
         try:
             ack = await self._send(envelope, future)
         except NebengJekError as error:
-            if on_ack is not None:
-                on_ack(envelope, error)
-            else:
-                log.error("message.not_published", subject=envelope.subject, error=str(error))
+            self._not_published(envelope, error, on_ack)
+        except asyncio.CancelledError:
+            self._not_published(envelope, PublishTimeout("bus"), on_ack)
+            raise
         else:
             if on_ack is not None:
                 on_ack(envelope, ack)
@@ -363,6 +379,12 @@ class MessageBus:
             self._outstanding -= 1
             async with self._landed:
                 self._landed.notify_all()
+
+    def _not_published(self, envelope: Envelope, error: NebengJekError, on_ack: OnAck | None) -> None:
+        if on_ack is not None:
+            on_ack(envelope, error)
+        else:
+            log.error("message.not_published", subject=envelope.subject, error=str(error))
 
     def _landed_well(self, envelope: Envelope, ack: PubAck, on_ack: OnAck | None) -> None:
         self._observer.published(ack.stream)
@@ -422,7 +444,10 @@ class MessageBus:
             raise RemoteError("INTERNAL", reply.headers.get(ERROR_TEXT, ""))
         if kind is not None:
             raise restore(kind, reply.headers.get(ERROR_CODE, ""), reply.headers.get(ERROR_TEXT, ""))
-        answer: A = self._codec.decode_any(reply.data, answer_type(type(query)))
+        try:
+            answer: A = self._codec.decode_any(reply.data, answer_type(type(query)))
+        except Undecodable as error:
+            raise RemoteError("UNDECODABLE", str(error)) from error
         return answer
 
     async def _serve(self, module: str, answering: Answering) -> None:
@@ -450,10 +475,17 @@ class MessageBus:
         finally:
             leave(token)
         if message.reply:
-            await self.broker.core_publish(message.reply, data, headers)
+            try:
+                await self.broker.core_publish(message.reply, data, headers)
+            except (Unavailable, Invalid) as error:
+                # The asker's timeout tells him.
+                log.warning("query.not_answered", query=type_of(answering.query), error=str(error))
 
     async def _watch(self, watching: Watching) -> None:
         async def received(message: CoreMessage) -> None:
+            if ONLY_FOR in message.headers:
+                # A replayed dead letter: it was seen when it was said.
+                return
             try:
                 event = self._codec.decode(message.data, watching.event)
             except Undecodable as error:
@@ -474,7 +506,7 @@ class MessageBus:
             leave(token)
 
     async def _woken(self, _: CoreMessage) -> None:
-        self.outbox.ring()
+        self.outbox.woken()
 
     async def _exhausted(self, message: CoreMessage) -> None:
         """The server's word that a consumer gave up: the process died on the last try. The same dead letter id."""
@@ -484,16 +516,19 @@ class MessageBus:
             return
         try:
             stored = await self.broker.get_message(stream, seq)
-        except ApiError:
-            return
-        await self.dead_letters.add(
-            stored, consumer=consumer, deliveries=advisory["deliveries"], reason="process died on the last try"
-        )
+            await self.dead_letters.add(
+                stored, consumer=consumer, deliveries=advisory["deliveries"], reason="process died on the last try"
+            )
+        except (ApiError, Unavailable) as error:
+            log.error("dead_letter.failed", consumer=consumer, stream=stream, seq=seq, error=str(error))
 
     # -- replay, health
 
     async def replay(self, kind: type[E], *, since: int | datetime = 1) -> AsyncIterator[E]:
-        """Every stored event of this type from a sequence or a moment on; disturbs no durable consumer."""
+        """Every stored event of this type from a sequence or a moment on; disturbs no durable consumer.
+
+        What was only said again, to a consumer that had failed, and what cannot be decoded, is left out.
+        """
         stream = self._stream_of(kind).name
         info = await self.broker.stream_info(stream)
         first = max(info.first_seq, since) if isinstance(since, int) else info.first_seq
@@ -505,8 +540,14 @@ class MessageBus:
                     raise
                 continue
             late_enough = isinstance(since, int) or message.time >= since
-            if late_enough and subject_matches(f"{type_of(kind)}.*", message.subject):
-                yield self._codec.decode(message.data, kind)
+            again = ONLY_FOR in message.headers
+            if late_enough and not again and subject_matches(f"{type_of(kind)}.*", message.subject):
+                try:
+                    event = self._codec.decode(message.data, kind)
+                except Undecodable as error:
+                    log.warning("replay.undecodable", stream=stream, seq=seq, error=str(error))
+                    continue
+                yield event
 
     async def health(self) -> Health:
         """What the bus sees of itself. With the server away the consumers are listed as not moving."""
@@ -572,4 +613,4 @@ class MessageBus:
 
 
 def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:
-    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: " ".join(text.split())[:500]}
+    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: " ".join(text.split())[:500].rstrip()}

@@ -4,7 +4,9 @@ A row is written in the caller's transaction. One pod at a time relays (a lease 
 is *there* by id, never "after the last id", because transactions commit out of order. Entities (subjects' last
 tokens) go in parallel, rows of one entity in order. A row goes when its event is safe: on JetStream after the
 PubAck, in a process of its own when every consumer has settled it, so that a kill in between delivers it again.
-A relay that pauses past its lease can only publish the same ids again.
+A relay that pauses past its lease can only publish the same ids again. An entity whose event is refused waits
+``HOLD_SECONDS`` and holds up nobody else. Whoever ends lets go of the lease; in a process of its own the lease of
+another holder is that of a dead one.
 """
 
 import asyncio
@@ -16,11 +18,13 @@ from typing import Any
 import msgspec
 import structlog
 from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import Codec, Envelope
 from nebengjek.bus.interface import Broker, ConnectionStatus, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
+from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import Event
 from nebengjek.errors import NebengJekError
@@ -31,6 +35,7 @@ Send = Callable[[Envelope], Awaitable[PubAck]]
 
 LEASE_SECONDS = 5.0
 POLL_SECONDS = 1.0
+HOLD_SECONDS = 1.0
 PAGE = 256
 WAKE = "outbox.wake"
 
@@ -40,30 +45,50 @@ log = structlog.stdlib.get_logger("nebengjek.bus.outbox")
 class Outbox:
     """``add`` inside a transaction; ``run`` relays until it is cancelled."""
 
-    def __init__(self, broker: Broker, codec: Codec, send: Send, begin: Begin, *, pod_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        codec: Codec,
+        send: Send,
+        begin: Begin,
+        trace_of: Callable[[Event], Trace | None],
+        *,
+        pod_id: str,
+        clock: Clock,
+    ) -> None:
         self._broker = broker
         self._codec = codec
         self._send = send
         self._begin = begin
+        self._trace_of = trace_of
         self._pod_id = pod_id
         self._clock = clock
         self._adding: set[int] = set()
         self._rung = asyncio.Event()
+        self._news = False
+        """We have said something that whoever holds the lease may not know of."""
         self._inflight: set[int] = set()
         self._done: list[int] = []
         self._waiters: set[asyncio.Task[None]] = set()
+        self._held: dict[str, float] = {}
+        """Entities whose event was refused, and until when (by the broker's clock) they wait."""
         self._lease_until = 0.0
+        self._waiting_rows = 0
         self.backlog = 0
         """Rows that the last look found, published or not."""
 
-    async def add(self, tx: AsyncConnection, *events: Event) -> None:
-        """Say ``events`` when ``tx`` commits."""
+    async def add(self, tx: AsyncConnection, *events: Event, because: Event | None = None) -> None:
+        """Say ``events`` when ``tx`` commits.
+
+        ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject.
+        """
         if not events:
             return
         now = self._clock.seconds()
+        trace = self._trace_of(because) if because is not None else None
         rows = []
         for event in events:
-            envelope = self._codec.envelope(event)
+            envelope = self._codec.envelope(event, trace)
             headers = msgspec.json.encode(envelope.headers).decode()
             rows.append({"subject": envelope.subject, "headers": headers, "data": envelope.data, "created_at": now})
         await tx.execute(insert(outbox), rows)
@@ -77,46 +102,65 @@ class Outbox:
             self.ring()
 
     def ring(self) -> None:
-        """There is something to relay."""
+        """This process has something to relay."""
+        self._news = True
+        self._rung.set()
+
+    def woken(self) -> None:
+        """Another process has something to relay: ours to do if the lease is."""
         self._rung.set()
 
     async def run(self) -> None:
         """Relay for ever; a failure is logged and the next round comes."""
-        async with self._begin() as tx:
-            await insert_ignore(tx, outbox_lease, {"id": 1, "holder": "", "until": 0.0})
-        self.ring()
+        prepared = False
         while True:
+            try:
+                if not prepared:
+                    await self._prepare()
+                    prepared = True
+                await self._round()
+            except (NebengJekError, SQLAlchemyError) as error:
+                log.warning("outbox.paused", error=str(error))
+                await asyncio.sleep(POLL_SECONDS)
             try:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._rung.wait()
             except TimeoutError:
                 pass
             self._rung.clear()
-            try:
-                await self._round()
-            except NebengJekError as error:
-                log.warning("outbox.paused", error=str(error))
-                await asyncio.sleep(POLL_SECONDS)
+
+    async def _prepare(self) -> None:
+        async with self._begin() as tx:
+            await insert_ignore(tx, outbox_lease, {"id": 1, "holder": "", "until": 0.0})
+            if not self._broker.durable:
+                await tx.execute(update(outbox_lease).values(holder=self._pod_id, until=0.0))
 
     async def drain(self, timeout: float) -> int:
-        """Relay until nothing is left or the time is over; return how many rows are left (they stay in the table)."""
+        """Relay until nothing is left or the time is over, and let go of the lease.
+
+        Returns how many rows are left (they stay in the table); -1 when the database does not say.
+        """
         # The relay was cancelled: what it had under way is published again, with the same ids.
         self._inflight.clear()
-        try:
-            async with asyncio.timeout(timeout):
-                while await self.size():
-                    await self._round()
-                    if self._waiters:
-                        await asyncio.wait(self._waiters, return_when=asyncio.FIRST_COMPLETED)
-        except (TimeoutError, NebengJekError):
-            pass
+        if timeout > 0:
+            try:
+                async with asyncio.timeout(timeout):
+                    while await self.size():
+                        if not await self._round():
+                            break
+            except (TimeoutError, NebengJekError, SQLAlchemyError) as error:
+                log.warning("outbox.not_drained", error=str(error))
         for waiter in self._waiters:
             waiter.cancel()
         await asyncio.gather(*self._waiters, return_exceptions=True)
         try:
-            return await self.size()
-        except NebengJekError:
+            left = await self.size()
+            async with self._begin() as tx:
+                await tx.execute(update(outbox_lease).where(outbox_lease.c.holder == self._pod_id).values(until=0.0))
+        except (NebengJekError, SQLAlchemyError) as error:
+            log.warning("outbox.not_counted", error=str(error))
             return -1
+        return left
 
     async def size(self) -> int:
         """Rows that are not marked yet."""
@@ -124,27 +168,47 @@ class Outbox:
             await self._forget(tx)
             return int((await tx.execute(select(func.count()).select_from(outbox))).scalar_one())
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
+        """Relay what is there; False when that is not ours to do now, or nothing of it could be published."""
         if self._broker.status is not ConnectionStatus.UP:
-            return
+            return False
+        relayed = False
         while True:
             async with self._begin() as tx:
-                if not await self._lease(tx):
-                    await self._broker.core_publish(WAKE, b"")
-                    return
-                await self._forget(tx)
-                limit = PAGE + len(self._inflight)
-                rows = (await tx.execute(select(outbox).order_by(outbox.c.id).limit(limit))).all()
+                rows = await self._there(tx) if await self._lease(tx) else None
+            if rows is None:
+                await self._tell_leader()
+                return False
+            self._news = False
             self.backlog = len(rows)
-            fresh = [row for row in rows if row.id not in self._inflight]
+            fresh = self._not_held([row for row in rows if row.id not in self._inflight])
             if not fresh:
-                return
+                return relayed
             self._inflight.update(row.id for row in fresh)
             by_entity = sorted(fresh, key=lambda row: (_entity(row), row.id))
-            await asyncio.gather(*(self._relay(list(rows)) for _, rows in groupby(by_entity, key=_entity)))
+            sent = await asyncio.gather(*(self._relay(list(rows)) for _, rows in groupby(by_entity, key=_entity)))
+            relayed = any(sent) or relayed
 
-    async def _relay(self, rows: Sequence[Row[Any]]) -> None:
-        """The rows of one entity, in order; after one that fails the rest waits for the next round."""
+    async def _there(self, tx: AsyncConnection) -> Sequence[Row[Any]]:
+        await self._forget(tx)
+        limit = PAGE + len(self._inflight) + self._waiting_rows
+        return (await tx.execute(select(outbox).order_by(outbox.c.id).limit(limit))).all()
+
+    async def _tell_leader(self) -> None:
+        # Only what we have said ourselves: a word about each word heard would go round for ever.
+        if self._news:
+            self._news = False
+            await self._broker.core_publish(WAKE, b"")
+
+    def _not_held(self, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+        now = self._broker.monotonic()
+        self._held = {entity: until for entity, until in self._held.items() if until > now}
+        fresh = [row for row in rows if _entity(row) not in self._held] if self._held else list(rows)
+        self._waiting_rows = len(rows) - len(fresh)
+        return fresh
+
+    async def _relay(self, rows: Sequence[Row[Any]]) -> bool:
+        """The rows of one entity, in order; after one that fails the rest waits. False: the first one failed."""
         for index, row in enumerate(rows):
             envelope = Envelope(row.subject, bytes(row.data), msgspec.json.decode(row.headers))
             try:
@@ -152,19 +216,26 @@ class Outbox:
             except NebengJekError as error:
                 log.warning("outbox.not_published", subject=row.subject, error=str(error))
                 self._inflight.difference_update(later.id for later in rows[index:])
-                return
+                self._held[_entity(row)] = self._broker.monotonic() + HOLD_SECONDS
+                return index > 0
             if self._broker.durable:
                 self._done.append(row.id)
-                self.ring()
             else:
                 waiter = asyncio.create_task(self._wait_settled(row.id, ack))
                 self._waiters.add(waiter)
                 waiter.add_done_callback(self._waiters.discard)
+        return True
 
     async def _wait_settled(self, row_id: int, ack: PubAck) -> None:
-        await self._broker.settled(ack)
-        self._done.append(row_id)
-        self.ring()
+        try:
+            await self._broker.settled(ack)
+        except NebengJekError as error:
+            # The connection or the stream is gone: said again with the same id, it finds out how far it was.
+            log.info("outbox.not_settled", row=row_id, error=str(error))
+            self._inflight.discard(row_id)
+        else:
+            self._done.append(row_id)
+        self._rung.set()
 
     async def _forget(self, tx: AsyncConnection) -> None:
         done, self._done = self._done, []

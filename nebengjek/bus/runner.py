@@ -13,17 +13,18 @@ from typing import Any
 import structlog
 from msgspec import structs
 
-from nebengjek.bus.breaker import Breaker, BreakerState
+from nebengjek.bus.breaker import Breaker, BreakerState, first_of
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable, original_id
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.handling import Context, Hearing, Reject, Retry
 from nebengjek.bus.interface import (
+    ApiError,
     Broker,
+    BusError,
     ConsumerInfo,
     ConsumerSpec,
     Deliver,
     Delivery,
-    Disconnected,
     PullStatus,
     StoredMessage,
 )
@@ -33,6 +34,7 @@ from nebengjek.contracts.message import Event
 from nebengjek.errors import Conflict, Forbidden, Invalid, Unavailable
 
 PULL_EXPIRES = 5.0
+CONSUMER_EXISTS = 10148
 
 log = structlog.stdlib.get_logger("nebengjek.bus")
 
@@ -111,6 +113,20 @@ class Runner:
     async def run(self, listening: asyncio.Event) -> None:
         """Pull until ``drain``. Sets ``listening`` when the consumer is attached."""
         keepalive = asyncio.create_task(self._keep_alive(), name=f"keepalive {self.consumer}")
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._listen(listening)
+                except Exception as error:
+                    # Whatever it was: a loop that ended would be deaf for as long as the process lives.
+                    log.error("consumer.loop_failed", consumer=self.consumer, exc_info=error)
+                    await self._park(self._broker.sleep(1.0))
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            keepalive.cancel()
+
+    async def _listen(self, listening: asyncio.Event) -> None:
         prefetch = max(self._hearing.batch, self._hearing.concurrency) * 2
         limit = self._hearing.batch or self._hearing.concurrency
         consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=PULL_EXPIRES)
@@ -127,8 +143,9 @@ class Runner:
                 if batch is None:
                     break
                 self._last_pull = max(self._last_pull, consumption.last_pull)
-                if batch.messages:
+                if batch.messages or batch.status is PullStatus.TIMEOUT:
                     self._gone_for = 0.0
+                if batch.messages:
                     await self._take(batch.messages)
                     if self._hearing.batch:
                         # Idle, the first message is taken at once; under load the next ones gather meanwhile.
@@ -137,9 +154,6 @@ class Runner:
                     await self._recreate()
         finally:
             await consumption.close()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            keepalive.cancel()
 
     async def _park(self, awaitable: Awaitable[Any]) -> Any:
         """Wait where ``drain`` may interrupt; None when it did."""
@@ -162,7 +176,7 @@ class Runner:
             for message in messages:
                 self._running[message] = None
             await self._slots.acquire()
-            self._start(self._handle_batch(messages))
+            self._start(self._handle_batch(messages), messages)
             return
         for message in messages:
             self._running[message] = None
@@ -172,12 +186,25 @@ class Runner:
                 self._slots.release()
                 await self._nak(message, 0.0)
             else:
-                self._start(self._handle(message))
+                self._start(self._handle(message), (message,))
 
-    def _start(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _start(self, work: Awaitable[None], held: Sequence[Delivery]) -> None:
+        task = asyncio.create_task(self._hold(work, held))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    async def _hold(self, work: Awaitable[None], held: Sequence[Delivery]) -> None:
+        """Whatever becomes of ``work``: what it did not settle is no longer kept from coming again."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            for delivery in held:
+                if delivery in self._running:
+                    await self._nak(delivery, 0.0)
+            raise
+        finally:
+            for delivery in held:
+                self._running.pop(delivery, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -192,25 +219,40 @@ class Runner:
         self._gone_for = min(max(self._gone_for * 2, 0.25), 5.0)
         try:
             await self._ensure_stream(self.stream)
-            spec = self.spec
-            floor = self._last_info.ack_floor.stream if self._last_info else 0
-            info = await self._broker.stream_info(self.stream)
-            if 0 < floor <= info.last_seq:
-                spec = structs.replace(spec, deliver=Deliver.BY_SEQ, start_seq=floor + 1)
-            await self._broker.create_consumer(self.stream, spec)
-        except (Disconnected, Unavailable) as error:
+            await self._broker.create_consumer(self.stream, await self._where_it_was())
+        except ApiError as error:
+            # Another pod may have been first; its floor was another one, or the spec would be the same.
+            if error.code != CONSUMER_EXISTS:
+                log.warning("consumer.not_created", consumer=self.consumer, error=str(error))
+        except Unavailable as error:
             log.warning("consumer.not_created", consumer=self.consumer, error=str(error))
-        await self._broker.sleep(self._gone_for)
+        await self._park(self._broker.sleep(self._gone_for))
+
+    async def _where_it_was(self) -> ConsumerSpec:
+        """The spec that begins after the last known ack floor; at the beginning if the stream itself is new."""
+        if self._last_info is None:
+            return self.spec
+        floor = self._last_info.ack_floor.stream
+        info = await self._broker.stream_info(self.stream)
+        if 0 < floor <= info.last_seq:
+            return structs.replace(self.spec, deliver=Deliver.BY_SEQ, start_seq=floor + 1)
+        return structs.replace(self.spec, deliver=Deliver.ALL)
 
     async def _keep_alive(self) -> None:
-        """Tell the server that what is being handled, or held by an open breaker, is still being handled."""
+        """Tell the server what is still being handled, or held by an open breaker; ask it how far the consumer is."""
         while True:
+            try:
+                await self.info()
+            except (BusError, Unavailable) as error:
+                log.debug("consumer.not_seen", consumer=self.consumer, error=str(error))
             await self._broker.sleep(self.spec.ack_wait / 3)
             for delivery in list(self._running):
-                try:
-                    await delivery.in_progress()
-                except Unavailable:
-                    break
+                # It may have been settled while the one before was being told.
+                if delivery in self._running:
+                    try:
+                        await delivery.in_progress()
+                    except Unavailable:
+                        break
 
     # -- one message
 
@@ -239,13 +281,6 @@ class Runner:
         try:
             with self._span(trace, delivery):
                 await self._call(event, self._context(delivery, message_id) if self._takes_context else None)
-        except Retry as again:
-            await self._nak(delivery, again.after)
-        except (Reject, Invalid, Forbidden) as error:
-            await self._bury(delivery, "rejected", error)
-        except Conflict as error:
-            log.info("event.already_decided", consumer=self.consumer, subject=delivery.subject, why=str(error))
-            await self._ack(delivery)
         except Exception as error:
             await self._failed(delivery, error)
         else:
@@ -276,7 +311,7 @@ class Runner:
         while True:
             try:
                 if breaker is not None:
-                    async with breaker.turn():
+                    async with breaker.turn(self._stopping):
                         return await self._timed(given)
                 return await self._timed(given)
             except Unavailable as error:
@@ -354,6 +389,14 @@ class Runner:
         )
 
     async def _failed(self, delivery: Delivery, error: Exception) -> None:
+        """The handler raised: what becomes of the message depends on what it said."""
+        if isinstance(error, Conflict):
+            log.info("event.already_decided", consumer=self.consumer, subject=delivery.subject, why=str(error))
+            await self._ack(delivery)
+            return
+        if isinstance(error, (Reject, Invalid, Forbidden)):
+            await self._bury(delivery, "rejected", error)
+            return
         log.warning(
             "event.failed",
             consumer=self.consumer,
@@ -366,12 +409,18 @@ class Runner:
             await self._nak(delivery, 0.0)
         elif delivery.deliveries >= self.spec.max_deliver > 0:
             await self._bury(delivery, "failed", error)
+        elif isinstance(error, Retry):
+            await self._nak(delivery, error.after)
         else:
             delay = self._delays[min(delivery.deliveries, len(self._delays)) - 1]
             await self._nak(delivery, delay * random.uniform(1.0, 1.1))
 
     async def _bury(self, delivery: Delivery, reason: str, error: Exception) -> None:
-        """Dead letter first, term second: a term that fails cannot lose the message."""
+        """Dead letter first, term second: a term that fails cannot lose the message.
+
+        Where the dead letter cannot be stored the message is held, and tried until it can: given back on its last
+        try it would never come again.
+        """
         message = StoredMessage(
             stream=delivery.stream,
             seq=delivery.seq,
@@ -380,18 +429,22 @@ class Runner:
             data=delivery.data,
             time=delivery.time,
         )
-        try:
-            await self._dead_letters.add(
-                message,
-                consumer=self.consumer,
-                deliveries=delivery.deliveries,
-                reason=reason,
-                error=f"{type(error).__name__}: {error}",
-            )
-        except Exception as failure:
-            log.error("dead_letter.failed", consumer=self.consumer, subject=delivery.subject, exc_info=failure)
-            await self._nak(delivery, self._delays[-1])
-            return
+        described = f"{type(error).__name__}: {error}"
+        pause = self._delays[0]
+        while True:
+            try:
+                await self._dead_letters.add(
+                    message, consumer=self.consumer, deliveries=delivery.deliveries, reason=reason, error=described
+                )
+                break
+            except Exception as failure:
+                log.error("dead_letter.failed", consumer=self.consumer, subject=delivery.subject, exc_info=failure)
+                self._observer.dead_letter(self.consumer, "not stored, tried again")
+                if self._stopping.is_set():
+                    await self._nak(delivery, 0.0)
+                    return
+                await first_of(self._broker.sleep(pause), self._stopping.wait())
+                pause = min(pause * 2, self._delays[-1])
         self._running.pop(delivery, None)
         await delivery.term(reason)
         self._count(delivery, "termed")
@@ -419,6 +472,13 @@ class Runner:
         self._stopping.set()
         if self._parked is not None:
             self._parked.cancel()
+
+    async def abandon(self) -> None:
+        """Cut off what still runs; its messages come again."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
 
     @property
     def running(self) -> int:
