@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from nebengjek.errors import Unavailable
 from nebengjek.sql import UtcDateTime, insert_ignore, metadata
+from nebengjek.sqlite import connect as inline_sqlite
 
 __all__ = ["Database", "UtcDateTime", "insert_ignore", "metadata"]
 
@@ -33,7 +34,10 @@ class Database:
         else:
             parsed = parsed.set(drivername="postgresql+asyncpg")
         self.url = parsed
-        self.engine: AsyncEngine = create_async_engine(parsed, pool_size=pool_size, max_overflow=pool_size)
+        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": pool_size}
+        if self.is_sqlite:
+            options["connect_args"] = {"async_creator_fn": inline_sqlite}
+        self.engine: AsyncEngine = create_async_engine(parsed, **options)
         self._write = asyncio.Lock()
         self._committed: list[Callable[[AsyncConnection], None]] = []
         if self.is_sqlite:
