@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from nebengjek import schema
 from nebengjek.admin import admin_routes
+from nebengjek.asyncapi import asyncapi_route, document
 from nebengjek.bus.interface import Broker, ConnectionStatus
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
 from nebengjek.bus.messaging import DrainReport, Health, MessageBus
@@ -43,7 +44,7 @@ from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
 from nebengjek.rides.store import count_by_status
 from nebengjek.settings import Settings
-from nebengjek.streams import streams
+from nebengjek.streams import check_capacity, streams
 from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
 from nebengjek.tokens import Identity, Tokens
 from nebengjek.users.accounts import Accounts
@@ -281,7 +282,11 @@ class App:
 
     def _operators(self) -> list[Any]:
         guard = admin_guard(self.settings.admin.api_key)
-        return [metrics_route(self.metrics), admin_routes(self.bus, self.pods.known, guard)]
+        return [
+            metrics_route(self.metrics),
+            asyncapi_route(document(self.modules)),
+            admin_routes(self.bus, self.pods.known, guard),
+        ]
 
     async def _measure(self) -> None:
         """What is counted when somebody looks, not when it happens."""
@@ -408,14 +413,22 @@ class App:
 def _broker(settings: Settings, pod_id: str) -> Broker:
     if not settings.nats.is_real:
         return MemoryBroker(MemoryServer())
+    nats = settings.nats
+    check_capacity(streams(nats.replicas), max_memory=nats.max_memory, max_storage=nats.max_storage)
     # nats-py is not imported where no NATS is used: it costs a fifth of a second of the start.
     from nebengjek.bus.jetstream import JetStreamBroker
 
-    return JetStreamBroker.from_settings(settings.nats, name=pod_id)
+    return JetStreamBroker.from_settings(nats, name=pod_id)
 
 
 def _sms(settings: Settings) -> SmsSender:
-    return ConsoleSms()
+    sms = settings.sms
+    if sms.url is None:
+        return ConsoleSms()
+    # httpx costs a sixth of a second of the start, which a laptop does not need.
+    from nebengjek.users.sms import HttpSms
+
+    return HttpSms(sms.url, token=sms.token, sender=sms.sender, timeout=sms.timeout)
 
 
 def _spans(settings: Settings, pod_id: str) -> Spans | None:
