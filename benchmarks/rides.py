@@ -1,7 +1,7 @@
 """(c) Whole rides per second, CPU seconds per ride, memory per connected phone.
 
 Each ride is: beacon, finder, two acceptances, start, ten points of each phone, arrival, payment. Pairs are far apart,
-so each finds its own. The ceiling for rides: bare commits per second of SQLite through the same engine, in the same run.
+so each finds its own. The ceiling for rides: bare commits per second of SQLite by the same engine, in the same run.
 The peer for memory: a bare ASGI application that holds the same sockets.
 """
 
