@@ -162,6 +162,7 @@ class App:
                 ledger_step_km=settings.rides.ledger_step_km,
                 arrival_wait=settings.rides.arrival_wait,
                 path_ttl=settings.location.path_ttl,
+                admin_guard=admin_guard(settings.admin.api_key),
             ),
             match(
                 self.bus,

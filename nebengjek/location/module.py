@@ -7,6 +7,7 @@ from nebengjek.contracts.rides import RideArrived, RideCancelled, RideCompleted,
 from nebengjek.database import Database
 from nebengjek.location.journeys import Journeys
 from nebengjek.location.odometer import Rules
+from nebengjek.location.routes import Guard, admin_routes
 from nebengjek.location.service import LocationService
 from nebengjek.location.store import Points
 from nebengjek.module import Module, answer, every, on, on_batch
@@ -24,8 +25,9 @@ def location(
     ledger_step_km: float = 1.0,
     arrival_wait: float = 5.0,
     path_ttl: float = 86400.0,
+    admin_guard: Guard | None = None,
 ) -> Module:
-    """Times in seconds."""
+    """Times in seconds. Without ``admin_guard`` the operators' routes are not served."""
     journeys = Journeys(
         bus,
         database,
@@ -48,6 +50,7 @@ def location(
     )
     return Module(
         name="location",
+        routes=[admin_routes(database, admin_guard)] if admin_guard is not None else [],
         hears=[
             on_batch(LocationUpdate, service.update),
             on(RidePickup, journeys.pickup),

@@ -44,6 +44,10 @@ async def test_a_teleport_is_refused_and_three_that_agree_are_believed(backend: 
         await phone.point(moved(KOTA_TUA, 3))
         with pytest.raises(Refused, match="POINT_REFUSED"):
             await phone.point(MONAS)
+        key = {"X-API-Key": world.app.settings.admin.api_key}
+        flags = (await world.http.get("/admin/flags", headers=key)).json()["items"]
+        assert [(flag["user_id"], flag["kind"]) for flag in flags] == [(phone.user_id, "teleport")]
+        assert (await world.http.get("/admin/flags")).status_code == 401
 
 
 async def test_a_point_without_a_phone_time_has_the_servers(backend: Backend) -> None:
