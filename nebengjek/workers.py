@@ -1,6 +1,7 @@
 """Several processes on one port: each a pod of its own, started, watched and ended together."""
 
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from threading import Thread
 
 import structlog
 from msgspec import structs
@@ -37,7 +39,7 @@ class Worker:
         self.ready = False
         self.said, child = context.Pipe(duplex=False)
         self.process: SpawnProcess = context.Process(
-            target=_work, args=(_own(settings, number), modules, listening, child), name=f"worker {number}"
+            target=_work, args=(_own(settings, number), modules, listening, child), name=f"worker {number}", daemon=True
         )
         self.process.start()
         child.close()
@@ -58,7 +60,8 @@ def serve_many(
     with _signals():
         workers: list[Worker] = []
         try:
-            workers += [Worker(number, settings, modules, listening) for number in range(1, count + 1)]
+            for number in range(1, count + 1):
+                workers.append(Worker(number, settings, modules, listening))  # noqa: PERF401 - a signal may come between
             host, port = listening.getsockname()[:2]
             return _watch(workers, settings, modules, listening, lambda: on_ready(f"http://{host}:{port}"))
         except _Stop:
@@ -78,12 +81,10 @@ def _watch(
         waited += [worker.said for worker in workers if not worker.ready]
         wait(waited)
         for index, worker in enumerate(workers):
-            if not worker.ready and worker.said.poll():
-                with suppress(EOFError):
-                    worker.ready = worker.said.recv()
+            ready = _is_ready(worker)
             if worker.process.is_alive():
                 continue
-            if not worker.ready:
+            if not ready:
                 _end(workers, settings.nats.drain_timeout)
                 return 1
             log.error("worker.died", worker=worker.number, code=worker.process.exitcode)
@@ -95,16 +96,26 @@ def _watch(
 
 
 def _end(workers: Sequence[Worker], drain_timeout: float) -> int:
-    for worker in workers:
+    ending = [worker for worker in workers if worker.process.is_alive()]
+    for worker in ending:
         worker.process.terminate()
     deadline = time.monotonic() + drain_timeout + 10
-    for worker in workers:
+    for worker in ending:
         worker.process.join(max(0.0, deadline - time.monotonic()))
         if worker.process.is_alive():
             log.error("worker.killed", worker=worker.number)
             worker.process.kill()
             worker.process.join()
-    return 0 if all(worker.process.exitcode == 0 for worker in workers) else 1
+    # One that was still starting has no handler for the signal yet, and nothing to drain.
+    clean = [worker.process.exitcode == 0 or not _is_ready(worker) for worker in ending]
+    return 0 if all(clean) else 1
+
+
+def _is_ready(worker: Worker) -> bool:
+    if not worker.ready and worker.said.poll():
+        with suppress(EOFError):
+            worker.ready = worker.said.recv()
+    return worker.ready
 
 
 def _own(settings: Settings, number: int) -> Settings:
@@ -119,8 +130,17 @@ def _work(settings: Settings, modules: Sequence[str] | None, listening: socket.s
     # Only a worker needs the application: the parent stays small.
     from nebengjek.server import serve
 
+    Thread(target=_follow_parent, name="parent", daemon=True).start()
     configure(level=settings.log.level, format=settings.log.format, audit=settings.log.audit)
     raise SystemExit(serve(settings, modules=modules, on_ready=lambda _: said.send(True), sockets=[listening]))
+
+
+def _follow_parent() -> None:
+    """A parent that was killed cannot end its workers: they notice."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -1,0 +1,436 @@
+"""The command line, as people and scripts meet it: words, exit codes, and a server that starts, is asked and ends."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from nebengjek.app import App
+from nebengjek.bus.interface import MSG_ID, ConsumerSpec
+from nebengjek.cli import MODULES, cli
+from nebengjek.server import Server
+from nebengjek.settings import DEVELOPMENT_ADMIN_KEY, load
+from nebengjek.simulate.options import DemoOptions, SimulationOptions
+from tests.servers import nats_server, postgres_server, valkey_server
+
+ROOT = Path(__file__).parent.parent
+NOWHERE = "http://127.0.0.1:9"
+
+
+def invoke(*words: str, env: dict[str, str] | None = None, text: str | None = None) -> Result:
+    # A wide terminal: panels wrap at its width.
+    return CliRunner().invoke(cli, list(words), env={"COLUMNS": "400", **(env or {})}, input=text)
+
+
+# -- words
+
+
+def test_help_groups_the_commands_and_gives_examples() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for words in ("Ride", "Look after a running server", "Set up", "nebengjek demo", "nebengjek run --workers 2"):
+        assert words in result.output
+    for command in cli.commands:
+        assert command in result.output
+
+
+def test_every_command_and_option_says_what_it_is_for() -> None:
+    def check(command: Any, path: str) -> None:
+        assert command.help, path
+        for name, inner in getattr(command, "commands", {}).items():
+            check(inner, f"{path} {name}")
+
+    check(cli, "nebengjek")
+
+
+def test_version() -> None:
+    assert invoke("--version").output.startswith("nebengjek, version 0.")
+
+
+def loaded_by(code: str, *names: str) -> set[str]:
+    program = f"import sys; {code}; print([n for n in {names!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(msgspec.convert(json.loads(done.stdout.replace("'", '"')), list[str]))
+
+
+def test_the_command_line_itself_imports_nothing_heavy() -> None:
+    heavy = ("litestar", "sqlalchemy", "httpx", "prometheus_client", "nats", "redis", "nebengjek.simulate")
+    assert loaded_by("import nebengjek.cli", *heavy) == set()
+
+
+def test_the_embedded_application_imports_nothing_that_only_servers_need() -> None:
+    made = "from nebengjek.server import App; from nebengjek.settings import load; App(load())"
+    heavy = ("nats", "redis", "asyncpg", "alembic", "opentelemetry.sdk", "httpx")
+    assert loaded_by(made, "litestar", *heavy) == {"litestar"}
+
+
+# -- settings
+
+
+def test_settings_show_masks_and_names_where_a_value_comes_from(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text("[match]\nradius_km = 2.5\n")
+    env = {"NEBENGJEK__AUTH__JWT_SECRET": "a-secret-of-more-than-thirty-two-bytes", "REDIS_URL": "redis://:pw@r/0"}
+    result = invoke("--settings", str(path), "settings", "show", env=env)
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["match.radius_km", "2.5", str(path)] in lines
+    assert ["auth.jwt_secret", "********", "NEBENGJEK__AUTH__JWT_SECRET"] in lines
+    assert ["redis.url", "redis://:********@r/0", "REDIS_URL"] in lines
+    assert ["web.port", "8000"] in lines
+    changed = json.loads(invoke("--settings", str(path), "settings", "show", "--json", "--changed", env=env).output)
+    assert changed["match.radius_km"] == 2.5
+    assert "web.port" not in changed
+
+
+@pytest.mark.parametrize("words", [("run",), ("settings", "show"), ("db", "upgrade"), ("plugins",), ("streams",)])
+def test_a_wrong_setting_refuses_every_command_that_needs_them(words: tuple[str, ...]) -> None:
+    result = invoke(*words, env={"NEBENGJEK__MATCH__RADIUS": "3"})
+    assert result.exit_code == 2
+    assert "NEBENGJEK__MATCH__RADIUS: there is no such setting; did you mean" in result.output
+
+
+# -- run refuses
+
+
+@pytest.mark.parametrize("words", [("--workers", "2"), ("--modules", "users,location")])
+def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, str]) -> None:
+    result = invoke("run", *words)
+    assert result.exit_code == 2
+    assert f"{words[0]} {words[1]} means several processes" in result.output
+    assert "set NATS_URL and REDIS_URL and DATABASE_URL" in result.output
+    part = invoke("run", *words, env={"NATS_URL": "nats://127.0.0.1", "REDIS_URL": "redis://127.0.0.1"})
+    assert part.exit_code == 2
+    assert "the database (SQLite) would be embedded" in part.output
+    off = invoke("run", *words, env={"NATS_URL": "nats://127.0.0.1", "JETSTREAM_ENABLED": "false"})
+    assert "the bus" in off.output
+
+
+@pytest.mark.parametrize("words", [("--modules", "user"), ("--modules", ","), ("--workers", "0"), ("--port", "70000")])
+def test_options_that_cannot_be(words: tuple[str, str]) -> None:
+    result = invoke("run", *words)
+    assert result.exit_code == 2
+    assert "Invalid value" in result.output
+
+
+def test_the_modules_are_those_of_the_application() -> None:
+    assert tuple(module.name for module in App(load()).modules) == MODULES
+
+
+# -- demo and simulate
+
+
+@pytest.mark.parametrize("command", ["demo", "simulate"])
+def test_options_reach_the_simulation_and_its_code_comes_back(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips, out = tmp_path / "trips.csv", tmp_path / "out.json"
+    trips.touch()
+    seen: list[Any] = []
+
+    async def ride(options: Any) -> int:
+        seen.append(options)
+        return 7
+
+    monkeypatch.setattr(f"nebengjek.simulate.{command}", ride)
+    words = ["--trips", str(trips)] if command == "simulate" else []
+    expected: Any = SimulationOptions(trips=trips) if command == "simulate" else DemoOptions()
+    assert invoke(command, *words).exit_code == 7
+    assert seen == [expected]
+    invoke(
+        command, *words, "--drivers", "3", "--url", "http://x", "--json", str(out), "--speed", "2.5", "--noise-m", "1"
+    )
+    changed = msgspec.structs.replace(expected, drivers=3, url="http://x", json=out, speed=2.5, noise_m=1.0)
+    assert seen[1] == changed
+
+
+def test_simulate_wants_a_file_that_is_there() -> None:
+    assert invoke("simulate").exit_code == 2
+    assert invoke("simulate", "--trips", "nowhere.csv").exit_code == 2
+
+
+# -- db, plugins, asyncapi
+
+
+def test_db_upgrade_and_revision_check(tmp_path: Path) -> None:
+    env = {"DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3"}
+    before = invoke("db", "revision-check", env=env)
+    assert (before.exit_code, before.output.startswith("empty, newest ")) == (1, True)
+    assert not (tmp_path / "x.sqlite3").exists()
+    assert invoke("db", "upgrade", env=env).output.startswith("empty → ")
+    assert invoke("db", "upgrade", env=env).output.startswith("already at ")
+    assert invoke("db", "revision-check", env=env).exit_code == 0
+
+
+def test_a_database_that_is_away_is_unavailable() -> None:
+    result = invoke("db", "upgrade", env={"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x"})
+    assert result.exit_code == 3
+    assert "database does not answer" in result.output
+
+
+def test_plugins_are_listed_and_a_broken_one_is_named() -> None:
+    assert "no plugins" in invoke("plugins").output
+    env = {"NEBENGJEK__PLUGINS": "nebengjek.module:every,no_such_package:x"}
+    result = invoke("plugins", env=env)
+    assert result.exit_code == 1
+    assert "there is no module no_such_package" in result.output
+    rows = json.loads(invoke("plugins", "--json", env=env).output)
+    assert [row["name"] for row in rows] == ["every", ""]
+    assert rows[0]["arguments"] == {"seconds": "required", "run": "required"}
+
+
+def test_asyncapi_is_written_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "asyncapi.json"
+    assert invoke("asyncapi", "--write", str(path)).exit_code == 0
+    assert invoke("asyncapi").output == path.read_text()
+    assert invoke("asyncapi", "--check", str(path)).exit_code == 0
+    path.write_text("{}")
+    stale = invoke("asyncapi", "--check", str(path))
+    assert stale.exit_code == 1
+    assert "asyncapi --write" in stale.output
+
+
+# -- asking a server
+
+
+@pytest.mark.parametrize(
+    "words", [("streams",), ("streams", "info", "X"), ("consumers",), ("dead-letters", "show", "1"), ("pods",)]
+)
+def test_no_server_says_how_to_start_one(words: tuple[str, ...]) -> None:
+    result = invoke(*words, "--url", NOWHERE)
+    assert result.exit_code == 3
+    assert f"no server answers at {NOWHERE}" in result.output
+    assert "nebengjek run" in result.output
+
+
+def test_dead_letters_are_named_or_all_of_them() -> None:
+    for words in [("replay",), ("drop", "--yes"), ("replay", "1", "--all")]:
+        result = invoke("dead-letters", *words)
+        assert result.exit_code == 2
+        assert "--all" in result.output
+
+
+@dataclass
+class Process:
+    """``nebengjek run`` in a process of its own."""
+
+    url: str
+    greeting: list[str]
+    popen: subprocess.Popen[str]
+    log: Path
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.popen.send_signal(number)
+        return self.popen.wait(40)
+
+    def ask(self, *words: str) -> Result:
+        return invoke(*words, "--url", self.url)
+
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        result = self.ask(*words, "--json")
+        assert result.exit_code == 0, result.output
+        rows: list[dict[str, Any]] = json.loads(result.output)
+        return rows
+
+
+@contextmanager
+def running(folder: Path, *words: str, **env: str) -> Iterator[Process]:
+    log = folder / "log.jsonl"
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            [sys.executable, "-m", "nebengjek", "run", "--port", "0", *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'plugins'}", **env},
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
+        ) as popen,
+    ):
+        assert popen.stdout is not None
+        try:
+            greeting = []
+            for line in popen.stdout:
+                greeting.append(line.rstrip())
+                if line.startswith("ready on "):
+                    yield Process(line.split()[2], greeting, popen, log)
+                    return
+            pytest.fail(f"not ready: {greeting} {log.read_text()}")
+        finally:
+            popen.kill()
+
+
+def test_a_server_from_its_greeting_to_its_end(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        assert server.greeting[0].startswith("NebengJek 0.")
+        parts = {line.split()[0]: line.split()[-1] for line in server.greeting if "  embedded" in line}
+        assert parts["database"] == "nebengjek.sqlite3"
+        assert len([line for line in server.greeting if " embedded " in line]) == 3
+        assert httpx.get(f"{server.url}/health/ready").json()["status"] == "up"
+        for path in ("/metrics", "/asyncapi", "/schema/openapi.json"):
+            assert httpx.get(f"{server.url}{path}").status_code == 200, path
+
+        second = subprocess.run(
+            [sys.executable, "-m", "nebengjek", "run", "--port", "0"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'plugins'}", "COLUMNS": "400"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert second.returncode == 2
+        assert f"nebengjek.sqlite3.lock is held by process {server.popen.pid}" in second.stderr
+
+        streams = {row["name"]: row for row in server.rows("streams")}
+        assert streams.keys() == {"USER_STREAM", "MATCH_STREAM", "RIDE_STREAM", "LOCATION_STREAM", "DEAD_LETTER_STREAM"}
+        assert server.rows("streams", "ls") == list(streams.values())
+        table = server.ask("streams").output
+        assert "RIDE_STREAM" in table
+        assert "200.0 MiB" in table
+        info = server.ask("streams", "info", "RIDE_STREAM").output
+        assert "ride_pickup_match" in info
+        assert "ride_pickup_match" in server.ask("consumers", "--stream", "RIDE_STREAM").output
+        assert server.ask("dead-letters").output == "no dead letters\n"
+        (pod,) = server.rows("pods")
+        assert pod["embedded"] == ["bus", "fast state", "database"]
+        assert pod["pod_id"] in server.greeting[0]
+
+        unknown = server.ask("streams", "info", "NO_STREAM")
+        assert (unknown.exit_code, "there is no stream NO_STREAM" in unknown.output) == (1, True)
+        stranger = server.ask("streams", "--api-key", "wrong")
+        assert (stranger.exit_code, "has another API key" in stranger.output) == (1, True)
+        taken = invoke(
+            "run", "--port", server.url.rpartition(":")[2], env={"DATABASE_URL": f"sqlite:///{tmp_path}/b.db"}
+        )
+        assert (taken.exit_code, "cannot listen on" in taken.output) == (2, True)
+
+        assert server.end() == 0
+        events = [json.loads(line)["event"] for line in server.log.read_text().splitlines()]
+        assert "bus.drained" in events
+    with running(tmp_path) as again:
+        assert again.end(signal.SIGINT) == 0
+
+
+async def ask(url: str, *words: str, text: str = "") -> tuple[int, str]:
+    """Another process: the server runs in this one."""
+    asking = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "nebengjek", *words, "--url", url, "--api-key", DEVELOPMENT_ADMIN_KEY),
+        # Who names server and key needs no settings, not even good ones.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400", "NEBENGJEK__NO__SUCH": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await asking.communicate(text.encode())
+    assert asking.returncode is not None
+    return asking.returncode, output.decode()
+
+
+async def test_dead_letters_and_unwanted_consumers_are_dealt_with(tmp_path: Path) -> None:
+    app = App(
+        load(env={"DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3", "NEBENGJEK__WEB__PORT": "0"}), sweeping=False
+    )
+    server = Server(app)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup()
+    try:
+        await app.broker.create_consumer("USER_STREAM", ConsumerSpec(name="old", filters=("user.x",)))
+        assert "USER_STREAM" in (await ask(server.url, "consumers"))[1]
+        code, output = await ask(server.url, "consumers", "--prune", text="n\n")
+        assert (code, "Delete USER_STREAM/old?" in output) == (1, True)
+        code, output = await ask(server.url, "consumers", "--prune", "--yes", "--json")
+        assert [row["name"] for row in json.loads(output)] == ["old"]
+        assert (await ask(server.url, "consumers", "--prune"))[1] == "every consumer is wanted\n"
+
+        await bury(app)
+        letters = await app.bus.dead_letters.list()
+        code, output = await ask(server.url, "dead-letters")
+        assert code == 0
+        assert output.count("ride.cancelled.r") == len(letters) >= 2
+        code, output = await ask(server.url, "dead-letters", "show", "1")
+        assert "undecodable" in output
+        assert "{not json" in output
+        code, output = await ask(server.url, "dead-letters", "replay", "1")
+        assert (code, letters[0].consumer in output) == (0, True)
+        code, output = await ask(server.url, "dead-letters", "drop", "2", text="n\n")
+        assert (code, "Forget 1 dead letter" in output) == (1, True)
+        code, output = await ask(server.url, "dead-letters", "drop", "--all", "--yes")
+        assert code == 0
+        assert await app.bus.dead_letters.list() == []
+        code, output = await ask(server.url, "dead-letters", "show", "1")
+        assert (code, "there is no dead letter 1" in output) == (1, True)
+    finally:
+        await server.shutdown()
+
+
+async def bury(app: App) -> None:
+    died = asyncio.Event()
+    counted = app.metrics.dead_letter
+
+    def dead_letter(consumer: str, reason: str) -> None:
+        counted(consumer, reason)
+        died.set()
+
+    app.metrics.dead_letter = dead_letter  # type: ignore[method-assign]
+    expected = sum(name.startswith("ride_cancelled") for _, name in app.bus._wanted)
+    await app.broker.submit("ride.cancelled.r", b"{not json", {MSG_ID: "bad"})
+    async with asyncio.timeout(10):
+        while await app.bus.dead_letters.count() < expected:
+            await died.wait()
+            died.clear()
+
+
+@pytest.mark.real
+def test_two_workers_on_real_servers_are_two_pods_behind_one_port(tmp_path: Path) -> None:
+    with nats_server() as nats, valkey_server() as redis, postgres_server() as postgres:
+        env = {"NATS_URL": nats.url, "REDIS_URL": redis, "DATABASE_URL": postgres.new_database(), "NATS_CLIENT_ID": "p"}
+        with running(tmp_path, "--workers", "2", **env) as server:
+            assert httpx.get(f"{server.url}/health/live").json()["pod_id"] in ("p-1", "p-2")
+            first = workers_of(server.popen.pid, without=set())
+            heard = {pod["pod_id"]: pod["embedded"] for pod in server.rows("pods")}
+            assert set(heard) <= {"p-1", "p-2"}
+            assert not any(heard.values())
+            killed = min(first)
+            os.kill(killed, signal.SIGKILL)
+            second = workers_of(server.popen.pid, without={killed})
+            assert len(first & second) == 1
+            assert httpx.get(f"{server.url}/health/live", timeout=30).status_code == 200
+            assert server.end() == 0
+            lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+            assert sum(line["event"] == "worker.died" for line in lines) == 1
+
+
+def workers_of(pid: int, *, without: set[int], count: int = 2) -> set[int]:
+    """The worker processes of ``pid``, when there are ``count`` and none is in ``without``."""
+    deadline = time.monotonic() + 30
+    workers: set[int] = set()
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        workers = {int(child) for child in children if b"spawn_main" in command_of(int(child))}
+        if len(workers) == count and not workers & without:
+            return workers
+        time.sleep(0.02)
+    raise AssertionError(f"there are {workers}")
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
