@@ -334,6 +334,8 @@ class MessageBus:
         )
 
     async def _flush_quietly(self, timeout: float) -> None:
+        if not self._outstanding:
+            return
         try:
             await asyncio.wait_for(self.flush(), timeout)
         except TimeoutError:

@@ -122,6 +122,7 @@ class Outbox:
             except (NebengJekError, SQLAlchemyError) as error:
                 log.warning("outbox.paused", error=str(error))
                 await asyncio.sleep(POLL_SECONDS)
+                continue
             try:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._rung.wait()

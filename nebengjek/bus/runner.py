@@ -21,6 +21,7 @@ from nebengjek.bus.interface import (
     ApiError,
     Broker,
     BusError,
+    ConnectionStatus,
     ConsumerInfo,
     ConsumerSpec,
     Deliver,
@@ -111,10 +112,10 @@ class Runner:
     # -- the loop
 
     async def run(self, listening: asyncio.Event) -> None:
-        """Pull until ``drain``. Sets ``listening`` when the consumer is attached."""
+        """Pull until ``drain``, or the broker is closed. Sets ``listening`` when the consumer is attached."""
         keepalive = asyncio.create_task(self._keep_alive(), name=f"keepalive {self.consumer}")
         try:
-            while not self._stopping.is_set():
+            while self._goes_on:
                 try:
                     await self._listen(listening)
                 except Exception as error:
@@ -132,7 +133,7 @@ class Runner:
         consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=PULL_EXPIRES)
         listening.set()
         try:
-            while not self._stopping.is_set():
+            while self._goes_on:
                 if self._breaker is not None:
                     await self._park(self._breaker.closed())
                     self._breaker = None
@@ -152,8 +153,15 @@ class Runner:
                         await self._park(asyncio.sleep(self._hearing.linger))
                 elif batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
                     await self._recreate()
+                elif batch.status is not PullStatus.TIMEOUT:
+                    # It may say so at once each time, for as long as the connection closes.
+                    await self._park(self._broker.sleep(0.05))
         finally:
             await consumption.close()
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._stopping.is_set() and self._broker.status is not ConnectionStatus.CLOSED
 
     async def _park(self, awaitable: Awaitable[Any]) -> Any:
         """Wait where ``drain`` may interrupt; None when it did."""

@@ -210,7 +210,7 @@ class Stage:
     ) -> None:
         for bus in self._buses:
             if id(bus) not in self._drained:
-                await bus.drain(0.0)
+                await bus.drain(0.3)
         for database in self._databases:
             await database.close()
         await self._stack.aclose()
@@ -237,8 +237,8 @@ class Stage:
         """A bus that was not started."""
         database = database or self.database
         begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]] = database.begin
-        options = {"pod_id": f"pod-{len(self._buses)}", "clock": self.clock, "retry_delays": DELAYS} | options
-        bus = MessageBus(self.harness.new_broker(), specs, begin, observer=seen, **options)
+        given: dict[str, Any] = {"pod_id": f"pod-{len(self._buses)}", "clock": self.clock, "retry_delays": DELAYS}
+        bus = MessageBus(self.harness.new_broker(), specs, begin, observer=seen, **(given | options))
         database.on_commit(bus.outbox.committed)
         for module in modules:
             bus.wire(module.name, module.hears, module.watches, module.answers, running=running)
