@@ -37,6 +37,9 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Whose word on the phone's address is believed: a limit per address is no limit otherwise.
+                proxy_headers=bool(web.trusted_proxies),
+                forwarded_allow_ips=list(web.trusted_proxies),
                 timeout_graceful_shutdown=int(app.settings.nats.drain_timeout),
             )
         )

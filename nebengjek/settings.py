@@ -7,6 +7,7 @@ or days. Over 300 lines because the values and what refuses to start belong on o
 
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -22,7 +23,7 @@ DEVELOPMENT_ADMIN_KEY = "development-only-admin-key-change-me"
 DEFAULT_DATABASE = "sqlite:///nebengjek.sqlite3"
 MASK = "********"
 
-Secret = Annotated[str, Meta(extra={"secret": True})]
+Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
 SecretOrNone = Annotated[str | None, Meta(extra={"secret": True})]
 Url = Annotated[str | None, Meta(extra={"url": True})]
 Size = Annotated[Annotated[int, Meta(ge=0)] | None, Meta(extra={"size": True})]
@@ -176,6 +177,8 @@ class Web(Section, frozen=True, kw_only=True):
     max_frame: Annotated[int, Meta(ge=256, le=1024 * 1024)] = 65536
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API (CORS); ``*`` = any."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (``10.0.0.0/8``) of load balancers whose X-Forwarded-For names the phone."""
 
 
 class Log(Section, frozen=True, kw_only=True):
@@ -283,6 +286,11 @@ _SCHEMES = {
 
 def _problems(settings: Settings) -> Iterator[str]:
     yield from _bad_urls(settings)
+    for proxy in settings.web.trusted_proxies:
+        try:
+            ip_network(proxy)
+        except ValueError:
+            yield f"web.trusted_proxies: {proxy!r} is no address or network such as 10.0.0.0/8"
     yield from _bad_nats(settings.nats)
     auth = settings.auth
     if settings.profile != "development" and len(auth.jwt_secret.encode()) < 32:

@@ -434,3 +434,16 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         return b""
+
+
+@pytest.mark.parametrize(("trusted", "second"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 429), ("", 429)])
+def test_the_phones_address_is_what_a_trusted_proxy_says(tmp_path: Path, trusted: str, second: int) -> None:
+    env = {"NEBENGJEK__AUTH__OTP_PER_ADDRESS": "1", "NEBENGJEK__WEB__TRUSTED_PROXIES": trusted}
+    with running(tmp_path, **env) as server:
+
+        def status(number: int, address: str) -> int:
+            body, headers = {"msisdn": f"08112345670{number}"}, {"X-Forwarded-For": address}
+            return httpx.post(f"{server.url}/auth/otp/generate", json=body, headers=headers).status_code
+
+        assert [status(1, "192.0.2.1"), status(2, "192.0.2.1")] == [200, 429]
+        assert status(3, "192.0.2.2") == second

@@ -125,6 +125,8 @@ def test_foreign_variables_are_not_ours_to_judge() -> None:
             "nats.credentials = 'nowhere.creds': there is no",
         ),
         ({"NATS_CLIENT_ID": "a.b"}, "nats.client_id"),
+        ({"NEBENGJEK__AUTH__JWT_SECRET": ""}, "auth.jwt_secret (NEBENGJEK__AUTH__JWT_SECRET): expected"),
+        ({"NEBENGJEK__WEB__TRUSTED_PROXIES": "10.0.0.0/8,lb"}, "web.trusted_proxies: 'lb' is no address"),
         ({"NEBENGJEK__REALTIME__PRESENCE_TTL": "10"}, "realtime.presence_ttl: expected more than"),
         ({"NEBENGJEK_SETTINGS": "nowhere.toml"}, "there is no settings file nowhere.toml"),
     ],
