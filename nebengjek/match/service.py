@@ -44,6 +44,10 @@ from nebengjek.match.pool import Pool
 from nebengjek.match.store import OPEN, match_of, matches, searches
 
 RECONCILE_SECONDS = 10.0
+LOOKS = 8
+"""So many searches are looked at for one driver who appeared or moved; the sweep comes to the others."""
+TURNS = 64
+"""So many drivers are looked after by one handler of an event, before it is acknowledged."""
 ENGAGED_LOOKS = 4
 """How often a finder of somebody engaged is looked at again (0.2, 0.4, 0.8, 1.6 s); below a consumer's five tries."""
 
@@ -86,6 +90,8 @@ class MatchService:
         self._open_within = timedelta(seconds=open_within)
         self._open_check = timedelta(seconds=open_check)
         self._looked: dict[str, set[str]] = {}
+        self._appeared: dict[str, Location] = {}
+        self._dispatching = False
         self._proposed: dict[str, set[str]] = {}
         self._reconciled_at: datetime | None = None
 
@@ -162,15 +168,41 @@ class MatchService:
             await self._dispatch_near([(user_id, place) for user_id, place, _ in moves if user_id in moved])
 
     async def _dispatch_near(self, drivers: Iterable[tuple[str, Location]]) -> None:
-        searching: dict[str, None] = {}
-        for driver_id, place in drivers:
-            for search_id in await self._pool.searches_near(place, self._radius_km):
-                looked = self._looked.setdefault(search_id, set())
-                if driver_id not in looked:
-                    looked.add(driver_id)
-                    searching[search_id] = None
-        for search_id in searching:
-            await self._dispatch(search_id)
+        """Propose drivers who appeared or moved to the searches around them.
+
+        One handler at a time does it for all: the others leave their drivers to him and go on, or a rush of drivers
+        would hold up their own beacons. He stops after ``TURNS`` drivers; the sweep comes to what is left.
+        """
+        self._appeared.update(drivers)
+        if self._dispatching:
+            return
+        self._dispatching = True
+        try:
+            for _ in range(TURNS):
+                if not self._appeared:
+                    break
+                driver_id = next(iter(self._appeared))
+                await self._offer(driver_id, self._appeared.pop(driver_id))
+        finally:
+            self._dispatching = False
+
+    async def _offer(self, driver_id: str, place: Location) -> None:
+        """Look at the searches around a driver, nearest first, until he has enough proposals."""
+        near = []
+        for search_id in await self._pool.searches_near(place, self._radius_km):
+            looked = self._looked.setdefault(search_id, set())
+            if driver_id not in looked:
+                looked.add(driver_id)
+                near.append(search_id)
+        if not near:
+            return
+        async with self._database.read() as tx:
+            waiting = {row.search_id: row for row in await store.unfilled_searches(tx, self._max_candidates, near)}
+        offers = 0
+        for search_id in [search_id for search_id in near if search_id in waiting][:LOOKS]:
+            offers += driver_id in await self._propose(waiting[search_id])
+            if offers >= self._offers_per_driver:
+                break
 
     # -- searches
 
@@ -231,22 +263,22 @@ class MatchService:
             return
         await self._propose(row)
 
-    async def _propose(self, search: Row[Any]) -> None:
-        """Propose the search to whom ``choose`` names; say so when nobody is near, once.
+    async def _propose(self, search: Row[Any]) -> set[str]:
+        """Propose the search to whom ``choose`` names, and return them; say so when nobody is near, once.
 
         Most searches that wait have nobody new near: they are looked at without writing, most without reading.
         """
         near = await self._near(search)
         if not near and search.told:
-            return
+            return set()
         async with self._database.read() as tx:
             chosen, still_open = await self._choose(tx, search, near)
         if not chosen and (still_open or search.told):
-            return
+            return set()
         async with self._database.begin() as tx:
             current = await store.search(tx, search.search_id, lock=True)
             if current is None:
-                return
+                return set()
             chosen, still_open = await self._choose(tx, current, near)
             cards = {row.driver_id: row for row in await store.available(tx, [one.driver_id for one in chosen])}
             for candidate in chosen:
@@ -254,6 +286,7 @@ class MatchService:
                     await self._insert(tx, current, candidate, cards[candidate.driver_id])
             if not chosen and not still_open and not current.told:
                 await self._tell_nobody(tx, current)
+        return cards.keys() & {candidate.driver_id for candidate in chosen}
 
     async def _near(self, search: Row[Any]) -> list[Candidate]:
         """Free drivers near the search who, as far as this pod knows, have not been proposed to it yet."""
@@ -453,6 +486,7 @@ class MatchService:
         await self._check_unopened(now)
         await self._reconcile(now)
         self._looked.clear()
+        self._appeared.clear()
         async with self._database.read() as tx:
             waiting = await store.unfilled_searches(tx, self._max_candidates)
         still = {row.search_id for row in waiting}

@@ -219,8 +219,8 @@ async def expired_searches(tx: AsyncConnection, now: datetime) -> Sequence[Row[A
     return ended
 
 
-async def unfilled_searches(tx: AsyncConnection, room: int) -> Sequence[Row[Any]]:
-    """Open searches with fewer than ``room`` open proposals, oldest first."""
+async def unfilled_searches(tx: AsyncConnection, room: int, among: Collection[str] | None = None) -> Sequence[Row[Any]]:
+    """Open searches with fewer than ``room`` open proposals, oldest first; all, or those ``among`` some ids."""
     proposals = (
         select(matches.c.search_id, func.count().label("n")).where(_open).group_by(matches.c.search_id).subquery()
     )
@@ -230,6 +230,8 @@ async def unfilled_searches(tx: AsyncConnection, room: int) -> Sequence[Row[Any]
         .where(_search_open, or_(proposals.c.n.is_(None), proposals.c.n < room))
         .order_by(searches.c.created_at)
     )
+    if among is not None:
+        statement = statement.where(searches.c.search_id.in_(among))
     return (await tx.execute(statement)).all()
 
 
