@@ -130,7 +130,9 @@ class Runner:
     async def _listen(self, listening: asyncio.Event) -> None:
         prefetch = max(self._hearing.batch, self._hearing.concurrency) * 2
         limit = self._hearing.batch or self._hearing.concurrency
-        consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=PULL_EXPIRES)
+        # What lies pulled ahead is kept alive by the rhythm of the pulls, so that must not be slower than the ack wait.
+        expires = min(PULL_EXPIRES, self.spec.ack_wait)
+        consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=expires)
         listening.set()
         try:
             while self._goes_on:

@@ -5,6 +5,7 @@ trace id, and names the message that caused it (https://www.w3.org/TR/trace-cont
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -16,6 +17,7 @@ CORRELATION_ID = "Correlation-Id"
 CAUSATION_ID = "Causation-Id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Trace(NamedTuple):
@@ -36,8 +38,8 @@ def current() -> Trace | None:
 
 
 def new_trace(correlation_id: str | None = None, traceparent: str | None = None) -> Trace:
-    """The beginning of a trace, or the continuation of the caller's ``traceparent``."""
-    if traceparent is None:
+    """The beginning of a trace, or the continuation of the caller's ``traceparent`` if that is one."""
+    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
         bits = f"{random.getrandbits(192):048x}"
         # Without an id of the caller's the trace id is the correlation id: both name the same thing.
         return Trace(correlation_id or bits[:32], f"00-{bits[:32]}-{bits[32:]}-01")
@@ -45,8 +47,10 @@ def new_trace(correlation_id: str | None = None, traceparent: str | None = None)
 
 
 def child(traceparent: str) -> str:
-    """The same trace, another span."""
-    return f"{traceparent[:36]}{_span_id()}{traceparent[52:]}" if len(traceparent) >= 55 else traceparent
+    """The same trace, another span; a new trace where ``traceparent`` is none."""
+    if not _TRACEPARENT.fullmatch(traceparent):
+        return new_trace().traceparent
+    return f"{traceparent[:36]}{_span_id()}{traceparent[52:]}"
 
 
 def enter(trace: Trace | None) -> Token[Trace | None]:
