@@ -2,7 +2,7 @@
 
 The embedded server must be ready in 1.5 s, and ``--help`` at once: Litestar, SQLAlchemy, rich tables and httpx
 together cost a second, so no command pays for another's. Exit codes: 0 done, 1 refused or failed, 2 a wrong option
-or setting, 3 the server (or what it needs) does not answer.
+or setting, 3 the server (or what it needs) does not answer. Over 300 lines: a flat list of commands, short each.
 """
 
 import asyncio
@@ -19,19 +19,11 @@ import rich_click as click
 from click import get_current_context
 from msgspec import structs
 
+from nebengjek.asking import Failure, Unreachable, show_json, show_table
 from nebengjek.errors import Misconfigured, NebengJekError, Unavailable
 from nebengjek.lock import exclusive, lock_path
 from nebengjek.log import configure
-from nebengjek.operating import (
-    Failure,
-    Unreachable,
-    consumers,
-    dead_letters,
-    pods,
-    show_json,
-    show_table,
-    streams,
-)
+from nebengjek.operating import consumers, dead_letters, pods, streams
 from nebengjek.settings import Settings, given, load, masked
 from nebengjek.workers import listen, serve_many
 

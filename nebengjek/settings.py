@@ -20,6 +20,8 @@ from nebengjek.profile import Given, Section, Source, hints
 
 DEVELOPMENT_SECRET = "development-only-jwt-secret-change-me-before-anybody-else-logs-in"
 DEVELOPMENT_ADMIN_KEY = "development-only-admin-key-change-me"
+DEVELOPMENT_PASSWORD = "development-only"
+"""Of the servers in docker-compose.yml, unless .env says otherwise."""
 DEFAULT_DATABASE = "sqlite:///nebengjek.sqlite3"
 MASK = "********"
 
@@ -339,6 +341,10 @@ def _unfit_for_production(settings: Settings) -> Iterator[str]:
         yield "auth.otp_per_address = 0: expected at least 1 in production"
     if settings.sms.url is None:
         yield "sms.url is not set: expected your SMS gateway in production, codes never go to its logs"
+    known = {"nats.password": nats.password, "redis.url": settings.redis.url, "database.url": settings.database.url}
+    for key, value in known.items():
+        if value == DEVELOPMENT_PASSWORD or f":{DEVELOPMENT_PASSWORD}@" in (value or ""):
+            yield f"{key} has the password that everybody knows: expected your own in production"
     if not nats.is_real:
         return
     if not settings.database.is_real:

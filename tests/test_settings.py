@@ -190,6 +190,9 @@ def test_a_complete_production_starts_alone_and_in_a_cluster() -> None:
         ({"NATS_URL": "nats://127.0.0.1.example.com"}, "nats.url: production expects TLS to 127.0.0.1.example.com"),
         ({"NATS_URL": "tls://a,nats://b"}, "nats.url: production expects TLS to b"),
         ({"DATABASE_URL": None}, "database.url is SQLite"),
+        ({"DATABASE_URL": "postgresql://a:development-only@h/d"}, "database.url has the password that everybody knows"),
+        ({"REDIS_URL": "redis://:development-only@h"}, "redis.url has the password that everybody knows"),
+        ({"NEBENGJEK__NATS__PASSWORD": "development-only"}, "nats.password has the password that everybody knows"),
         ({"REDIS_URL": None}, "redis.url is not set"),
     ],
 )
