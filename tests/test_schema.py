@@ -1,0 +1,80 @@
+"""The migrations make exactly the tables that the code uses, on SQLite and PostgreSQL, also when two pods run them."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from msgspec import structs
+from sqlalchemy import Connection
+
+from nebengjek import app as _every_table_is_imported
+from nebengjek import schema
+from nebengjek.app import App
+from nebengjek.database import Database
+from nebengjek.errors import Misconfigured
+from nebengjek.migrations import HEAD
+from nebengjek.sql import metadata
+from tests.flows.world import settings_for
+from tests.servers import PostgresServer, postgres_server
+
+assert _every_table_is_imported
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'schema.sqlite3'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+def differences(connection: Connection) -> list[Any]:
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+
+async def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
+    database = Database(url)
+    assert await schema.upgrade(database) == (None, HEAD)
+    assert await schema.upgrade(database) == (HEAD, HEAD)
+    async with database.read() as connection:
+        assert await connection.run_sync(differences) == []
+    await database.close()
+
+
+async def test_two_pods_may_upgrade_at_once(url: str) -> None:
+    pods = [Database(url), Database(url)]
+    await asyncio.gather(*(schema.upgrade(pod) for pod in pods))
+    assert [await schema.revision(pod) for pod in pods] == [HEAD, HEAD]
+    for pod in pods:
+        await pod.close()
+
+
+async def test_the_head_that_a_start_compares_with_is_the_newest_script(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'head.sqlite3'}")
+
+    def head(connection: Connection) -> str | None:
+        return ScriptDirectory.from_config(schema.config(connection)).get_current_head()
+
+    async with database.read() as connection:
+        assert await connection.run_sync(head) == HEAD
+    await database.close()
+
+
+@pytest.mark.real
+async def test_production_does_not_migrate_by_itself(postgres: PostgresServer) -> None:
+    database_url = await asyncio.to_thread(postgres.new_database)
+    app = App(structs.replace(settings_for(database_url), profile="production"), sweeping=False)
+    with pytest.raises(Misconfigured, match="nebengjek db upgrade"):
+        await app.start()
+    await app.database.close()
