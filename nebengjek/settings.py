@@ -102,17 +102,6 @@ class Billing(Section, frozen=True, kw_only=True):
     admin_fee_percent: Annotated[float, Meta(ge=0, le=100)] = 5
 
 
-class Realtime(Section, frozen=True, kw_only=True):
-    """Phones and their mailboxes."""
-
-    presence_renew: Seconds = 10
-    presence_ttl: Seconds = 25
-    mailbox_ttl: Seconds = 86400
-    mailbox_frames: Count = 1000
-    answer_ttl: Seconds = 300
-    """A frame id sent again within this time gets the same answer."""
-
-
 class Nats(Section, frozen=True, kw_only=True):
     """``url`` and ``enabled``: JetStream; else a bus in this process. Sizes in bytes or like ``1GB``."""
 
@@ -212,7 +201,6 @@ class Settings(Section, frozen=True, kw_only=True):
     match: MatchRules = field(default_factory=MatchRules)
     rides: RideRules = field(default_factory=RideRules)
     billing: Billing = field(default_factory=Billing)
-    realtime: Realtime = field(default_factory=Realtime)
     nats: Nats = field(default_factory=Nats)
     redis: Redis = field(default_factory=Redis)
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
@@ -297,8 +285,6 @@ def _problems(settings: Settings) -> Iterator[str]:
     auth = settings.auth
     if settings.profile != "development" and len(auth.jwt_secret.encode()) < 32:
         yield f"auth.jwt_secret has {len(auth.jwt_secret.encode())} bytes: expected at least 32 outside development"
-    if settings.realtime.presence_ttl <= settings.realtime.presence_renew:
-        yield "realtime.presence_ttl: expected more than realtime.presence_renew, or every phone is always gone"
     if settings.profile == "production":
         yield from _unfit_for_production(settings)
 
