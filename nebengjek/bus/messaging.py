@@ -2,6 +2,8 @@
 
 Start: connect, ensure the streams and *all* modules' consumers, then listen. With the server away start returns
 at once and the loops attach behind; until then a publish waits. Drain: stop pulling, let handlers end, flush.
+
+Over 300 lines because the bus is one promise: publish, request, start, drain and health share one state.
 """
 
 import asyncio

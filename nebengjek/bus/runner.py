@@ -1,6 +1,8 @@
 """The loop of one durable consumer: pull, decode, handle, settle; retry, dead letter, breaker, drain.
 
 Every policy of delivery is here, once, above the broker: what is tested in memory is what runs on NATS.
+
+Over 300 lines because what becomes of a delivery is one decision with many ends, and they belong side by side.
 """
 
 import asyncio

@@ -3,6 +3,8 @@
 Dispatch looks at a search when something near it changed (finder, beacon, a free driver's point, an ended proposal
 or ride) and at all unfilled ones every second. What is exclusive is decided by the database: a proposal is unique
 per search and driver, a user is bound by at most one match.
+
+Over 300 lines because searches, answers, rides and deadlines all change the same two rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,7 @@
-"""What match remembers: beacons, searches, proposals, and who is bound (``engaged``)."""
+"""What match remembers: beacons, searches, proposals, and who is bound (``engaged``).
+
+A little over 300 lines: four tables and every statement on them.
+"""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime

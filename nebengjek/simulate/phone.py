@@ -23,7 +23,7 @@ from nebengjek.simulate.movement import GpsNoise, iso
 
 ANSWER_SECONDS = 8.0
 TRIES = 6
-WINDOW = 8
+WINDOW = 3
 """Points on their way at once; a server that is slower than the phones slows them down, instead of drowning."""
 WINDOW_SECONDS = 5.0
 ACK_EVERY = 50

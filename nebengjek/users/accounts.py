@@ -1,4 +1,7 @@
-"""Accounts: login by one-time code, sessions, the own profile, becoming a driver."""
+"""Accounts: login by one-time code, sessions, the own profile, becoming a driver.
+
+A little over 300 lines: an account is login, session, profile and end.
+"""
 
 import hashlib
 import secrets

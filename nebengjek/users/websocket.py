@@ -1,4 +1,7 @@
-"""The phone's socket: frames in become commands and points, answers and events become frames out."""
+"""The phone's socket: frames in become commands and points, answers and events become frames out.
+
+Over 300 lines: the socket's life, the frame's life, and the refusals of both.
+"""
 
 import asyncio
 import hashlib
