@@ -115,6 +115,11 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
         listening = held.enter_context(listen(settings.web.host, settings.web.port))
         if workers > 1:
             _say_hello(settings, f"{workers} workers")
+            if chosen is None or "users" in chosen:
+                warning = "mailboxes of phones live in one process: a phone misses what another worker hears for it"
+                click.echo(
+                    click.style(f"  {warning}; one process with --modules users, the rest in workers", fg="yellow")
+                )
             code = serve_many(settings, workers, listening, modules=chosen, on_ready=_say_ready)
         else:
             # The whole application: nothing but ``run`` needs it. What is imported stays: collecting garbage
@@ -164,8 +169,11 @@ def _say_hello(settings: Settings, what: str) -> None:
     name = click.style("NebengJek", bold=True)
     click.echo(f"{name} {version('nebengjek')} · {settings.profile} · {what}")
     if settings.profile == "development" and settings.web.host not in ("127.0.0.1", "localhost", "::1"):
-        warning = "development: codes come back in the answer and keys are well known, whoever reaches it is anybody"
-        click.echo(click.style(f"  {warning}", fg="yellow"))
+        _warn("development: codes come back in the answer and keys are well known, whoever reaches it is anybody")
+
+
+def _warn(text: str) -> None:
+    click.echo(click.style(f"  {text}", fg="yellow"))
 
 
 def _announce(settings: Settings, app: Any) -> None:

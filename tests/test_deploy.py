@@ -194,7 +194,7 @@ def test_nginx_balances_the_pods_and_upgrades_sockets() -> None:
     text = (ROOT / "settings" / "nginx.conf").read_text(encoding="utf-8")
     assert text.count("{") == text.count("}")
     assert set(re.findall(r"server ([\w-]+):(\d+)", text)) == {(pod, "8000") for pod in PODS}
-    assert set(re.findall(r"proxy_pass http://(\w+);", text)) == set(re.findall(r"upstream (\w+)", text))
+    assert set(re.findall(r"proxy_pass http://(\w+);", text)) == set(re.findall(r"upstream (\w+) {", text))
     assert "listen 8000;" in text
     for line in (
         "proxy_http_version 1.1;",

@@ -269,3 +269,18 @@ def test_every_setting_is_read_by_somebody() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "nebengjek").rglob("*.py"))
     for key in KEYS:
         assert re.search(rf"[\w\]]\.{key.rpartition('.')[2]}\b", source), key
+
+
+def test_the_table_in_the_docs_has_every_setting_with_its_default() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", text, re.MULTILINE))
+    assert set(KEYS) <= set(rows)
+    assert not {key for key in rows if key.partition(".")[0] in {known.partition(".")[0] for known in KEYS}} - set(KEYS)
+    defaults = masked(Settings())
+    for key, default in defaults.items():
+        if defaults[key] == MASK:
+            assert rows[key] == "a well-known one"
+        elif default in (None, []):
+            assert rows[key] == "none", key
+        else:
+            assert rows[key] == f"`{str(default).lower() if isinstance(default, bool) else default}`", key
