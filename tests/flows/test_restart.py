@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks.wire import free_port
+from nebengjek.app import App
+from nebengjek.clock import ManualClock
 from tests.flows.conftest import Backend
 from tests.flows.world import BUNDARAN_HI, MONAS, Phone, World, moved
 
@@ -108,10 +111,6 @@ class Killed:
 
 
 async def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    import httpx
-
-    from nebengjek.clock import ManualClock
-
     server = Killed(tmp_path / "killed.sqlite3")
 
     class There:
@@ -156,3 +155,34 @@ async def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     finally:
         await world.http.aclose()
         server.kill()
+
+
+async def test_a_match_without_a_ride_fails_and_frees_both(backend: Backend) -> None:
+    async with backend.world() as world:
+        driver, passenger = await world.driver(), await world.passenger()
+        everything = world.make
+        settings = world.app.settings
+
+        def without_rides(clock: ManualClock) -> App:
+            return App(settings, clock=clock, sweeping=False, running=["users", "location", "match"])
+
+        world.make = without_rides
+        await again(world, driver, passenger)
+        match_id = await world.pair(driver, passenger)
+        await driver.say("match.accept", {"match_id": match_id})
+        await passenger.say("match.accept", {"match_id": match_id})
+        await driver.expect("match.accepted", match_id=match_id)
+        # rides was away until after open_before: it opens no ride, and says so when it is asked.
+        world.clock.advance(121)
+        await world.app.sweep()
+        world.make = everything
+        await again(world, driver, passenger)
+        world.clock.advance(30)
+        await world.app.sweep()
+        for phone in (driver, passenger):
+            failed = await phone.expect("match.rejected", match_id=match_id)
+            assert (failed["data"]["reason"], failed["data"]["match_status"]) == ("failed", "FAILED")
+        assert (await driver.ask("GET", "/rides"))["items"] == []
+        await driver.say("user.beacon", {"is_active": True, "location": MONAS})
+        await passenger.say("user.finder", {"is_active": True, "location": MONAS, "target_location": BUNDARAN_HI})
+        await passenger.find(lambda one: one["event"] == "match.found" and one["data"]["match_id"] != match_id)
