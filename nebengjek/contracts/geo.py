@@ -26,7 +26,7 @@ class Point(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     latitude: Latitude
     longitude: Longitude
-    timestamp: datetime
+    timestamp: Annotated[datetime, Meta(tz=True)]
     accuracy: Annotated[float, Meta(ge=0)] | None = None
     speed: Annotated[float, Meta(ge=0)] | None = None
     heading: Annotated[float, Meta(ge=0, le=360)] | None = None

@@ -74,7 +74,15 @@ def test_no_place_of_this_earth(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", ['"accuracy":-1', '"speed":-0.1', '"heading":361', '"heading":-1', '"timestamp":"yesterday"']
+    "extra",
+    [
+        '"accuracy":-1',
+        '"speed":-0.1',
+        '"heading":361',
+        '"heading":-1',
+        '"timestamp":"yesterday"',
+        '"timestamp":"2026-03-01T07:30:00"',
+    ],
 )
 def test_no_point_of_a_phone(extra: str) -> None:
     good = '{"timestamp":"2026-03-01T07:30:00Z","latitude":0,"longitude":0'
