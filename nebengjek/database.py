@@ -34,7 +34,8 @@ class Database:
         else:
             parsed = parsed.set(drivername="postgresql+asyncpg")
         self.url = parsed
-        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": pool_size}
+        # Parameters hold phone numbers: they have no place in an error message.
+        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": pool_size, "hide_parameters": True}
         if self.is_sqlite:
             options["connect_args"] = {"async_creator_fn": inline_sqlite}
         self.engine: AsyncEngine = create_async_engine(parsed, **options)
