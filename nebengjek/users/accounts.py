@@ -9,18 +9,22 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.match import AcquaintanceOf
-from nebengjek.contracts.message import uuid7
+from nebengjek.contracts.message import Event, uuid7
 from nebengjek.contracts.users import (
+    DriverCard,
+    PassengerCard,
     Role,
+    UserBeacon,
     UserCreated,
     UserDriverRegistered,
+    UserFinder,
     UserSessionEnded,
     UserUpdated,
     Vehicle,
@@ -159,7 +163,7 @@ class Accounts:
 
     async def end_session(self, user_id: str, session_id: str) -> None:
         """Revoke one login everywhere."""
-        await self._state.put(f"session:ended:{session_id}", b"1", self._token_seconds)
+        await self._end(session_id)
         async with self._database.begin() as tx:
             await tx.execute(
                 update(refresh_tokens)
@@ -173,7 +177,7 @@ class Accounts:
         known = (await tx.execute(statement)).first()
         if known is None or known.expires_at <= now:
             raise Unauthenticated("the refresh token is not known or has expired")
-        if await self._state.get(f"session:ended:{known.session_id}") is not None:
+        if await self._state.get(_ended(known.session_id)) is not None:
             raise Unauthenticated("the session has ended")
         return known
 
@@ -223,7 +227,7 @@ class Accounts:
             if await store.owes(tx, user_id):
                 raise Conflict("a ride is not paid yet", code="PAYMENT_DUE")
             now = self._clock.now()
-            await store.change(
+            version = await store.change(
                 tx,
                 user_id,
                 now,
@@ -239,10 +243,7 @@ class Accounts:
             await tx.execute(
                 update(drivers).where(drivers.c.user_id == user_id).values(vehicle_plate=f"~{user_id[-11:]}")
             )
-            gone = UserUpdated(
-                user_id=user_id, version=row.version + 1, full_name=None, email=None, role=row.role, deleted=True
-            )
-            await self._bus.outbox.add(tx, gone)
+            await self._bus.outbox.add(tx, *_farewell(row, version or row.version + 1))
             statement = select(refresh_tokens.c.session_id).where(refresh_tokens.c.user_id == user_id).distinct()
             sessions = (await tx.execute(statement)).scalars().all()
         for session_id in sessions:
@@ -279,6 +280,27 @@ class Accounts:
             vehicle=vehicle,
         )
 
+    async def restore(self) -> None:
+        """Know again which sessions have ended: what knows it may have been lost with the process."""
+        since = self._clock.now() - timedelta(seconds=self._token_seconds)
+        unused = func.count().filter(refresh_tokens.c.used_at.is_(None))
+        statement = (
+            select(refresh_tokens.c.session_id)
+            .group_by(refresh_tokens.c.session_id)
+            .having(unused == 0, func.max(refresh_tokens.c.used_at) > since)
+            .order_by(func.max(refresh_tokens.c.used_at).desc())
+        )
+        async with self._database.read() as tx:
+            sessions = (await tx.execute(statement)).scalars().all()
+        for session_id in sessions:
+            if await self._state.get(_ended(session_id)) is not None:
+                # It knows the latest: nothing was lost.
+                return
+            await self._end(session_id)
+
+    async def _end(self, session_id: str) -> None:
+        await self._state.put(_ended(session_id), b"1", self._token_seconds)
+
     async def _row(self, tx: AsyncConnection, user_id: str) -> Row[Any]:
         row = await store.by_id(tx, user_id)
         if row is None:
@@ -291,12 +313,29 @@ class Accounts:
             await store.forget_ended(tx, self._clock.now() - timedelta(days=1))
 
 
+def _ended(session_id: str) -> str:
+    return f"session:ended:{session_id}"
+
+
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _updated(row: Row[Any], version: int) -> UserUpdated:
     return UserUpdated(user_id=row.id, version=version, full_name=row.full_name, email=row.email, role=row.role)
+
+
+def _farewell(row: Row[Any], version: int) -> list[Event]:
+    """Who leaves is no longer ready, and no longer looks: whoever keeps a pool or a search hears it."""
+    said: list[Event] = [
+        UserUpdated(user_id=row.id, version=version, full_name=None, email=None, role=row.role, deleted=True)
+    ]
+    if row.beacon_active:
+        card = DriverCard(name="", vehicle_type=row.vehicle_type, vehicle_plate="")
+        said.append(UserBeacon(user_id=row.id, version=version, is_active=False, driver=card))
+    if row.finder_active:
+        said.append(UserFinder(user_id=row.id, version=version, is_active=False, passenger=PassengerCard(name="")))
+    return said
 
 
 def _user(row: Row[Any]) -> User:

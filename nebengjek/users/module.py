@@ -70,4 +70,5 @@ def users(
             every(1.0, service.close_expired),
             every(3600.0, accounts.forget_old),
         ],
+        start=accounts.restore,
     )

@@ -8,7 +8,9 @@ import phonenumbers
 from nebengjek.errors import Invalid
 
 REGION = "ID"
-_PLATE = re.compile(r"([A-Z]{1,2})[ -]?([0-9]{1,4})[ -]?([A-Z]{0,3})")
+_NUMBER = re.compile(r"\+?[0-9 ().\-/]+")
+"""As people write numbers. The library would take letters for the digits beside them on a keypad."""
+_PLATE = re.compile(r"([A-Z]{1,2})[ -]?([1-9][0-9]{0,3})[ -]?([A-Z]{0,3})")
 
 
 class InvalidMsisdn(Invalid):
@@ -25,6 +27,8 @@ def parse_msisdn(text: str, allowed_prefixes: Sequence[str] = ()) -> str:
     if len(text) > 32:
         raise InvalidMsisdn("msisdn: longer than any phone number")
     digits = text.strip()
+    if not _NUMBER.fullmatch(digits):
+        raise InvalidMsisdn("msisdn: not a phone number")
     if digits.startswith("62"):
         digits = f"+{digits}"
     try:
@@ -46,7 +50,7 @@ def parse_msisdn(text: str, allowed_prefixes: Sequence[str] = ()) -> str:
 
 def parse_plate(text: str) -> str:
     """``B 1234 XYZ`` of ``b1234xyz`` and the like: region letters, 1-4 digits, up to 3 letters. Raises Invalid."""
-    match = _PLATE.fullmatch(text.strip().upper())
+    match = _PLATE.fullmatch(text.strip().upper()) if text.isascii() else None
     if match is None:
         raise Invalid("vehicle_plate: expected region letters, 1-4 digits and up to 3 letters, as in B 1234 XYZ")
     return " ".join(part for part in match.groups() if part)
