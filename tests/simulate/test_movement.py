@@ -1,5 +1,6 @@
 """Phones that move: plausible to a server that looks for teleports, and never longer than the way they drove."""
 
+import math
 import random
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -126,7 +127,7 @@ def test_an_error_is_almost_the_same_a_second_later_and_forgotten_after_minutes(
 
 
 def _correlation(pairs: list[tuple[float, float]]) -> float:
-    return sum(a * b for a, b in pairs) / (sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs)) ** 0.5
+    return sum(a * b for a, b in pairs) / math.sqrt(sum(a * a for a, _ in pairs) * sum(b * b for _, b in pairs))
 
 
 def test_a_phone_without_noise_is_where_it_is() -> None:
