@@ -12,9 +12,6 @@ import structlog
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CollectorRegistry
 
 from nebengjek import schema
@@ -37,6 +34,7 @@ from nebengjek.match.module import match
 from nebengjek.match.pool import MemoryPool, Pool, RedisPool
 from nebengjek.migrations import HEAD
 from nebengjek.module import Module, Sweep
+from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
@@ -279,7 +277,7 @@ class App:
             exception_handlers=exception_handlers,
             lifespan=[self._lifespan],
             cors_config=CORSConfig(allow_origins=origins) if origins else None,
-            openapi_config=_openapi(),
+            openapi_config=openapi(),
             request_max_body_size=self.settings.web.max_frame,
             logging_config=None,
         )
@@ -454,15 +452,3 @@ def _bus_check(health: Health) -> Check:
     up = health.established and health.status is ConnectionStatus.UP
     reason = None if up else f"the connection is {health.status.value}"
     return Check(name="bus", up=up, where=health.where, reason=reason)
-
-
-def _openapi() -> OpenAPIConfig:
-    bearer = SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")
-    return OpenAPIConfig(
-        title="NebengJek",
-        version="1",
-        path="/schema",
-        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
-        components=Components(security_schemes={"bearer": bearer}),
-        security=[{"bearer": []}],
-    )

@@ -14,6 +14,7 @@ from nebengjek.errors import NebengJekError, RateLimited, Rejected, Unauthentica
 from nebengjek.tokens import Identity
 
 __all__ = [
+    "PROBLEM_TYPE",
     "Check",
     "HealthReport",
     "Identity",
@@ -35,6 +36,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: list[dict[str, str]] | None = None
 
 
+PROBLEM_TYPE = "application/problem+json"
 _TITLES = {
     400: "Invalid",
     401: "Unauthenticated",
@@ -54,6 +56,7 @@ _CODES = {
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
     413: "TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
 }
 
 
@@ -68,7 +71,7 @@ def _problem(
     return Response(
         Problem(title=_TITLES.get(status, "Error"), status=status, code=code, detail=detail, errors=errors),
         status_code=status,
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
         headers=headers,
     )
 
