@@ -54,7 +54,7 @@ from nebengjek.users.otp import ConsoleSms, Otp, SmsSender
 from nebengjek.users.service import UsersService
 from nebengjek.users.websocket import PhoneSocket
 from nebengjek.users.websocket import Settings as SocketSettings
-from nebengjek.web import Check, HealthReport, admin_guard, exception_handlers, health_routes
+from nebengjek.web import Check, HealthReport, admin_guard, begin_trace, exception_handlers, health_routes
 
 MODULES = ("users", "location", "match", "rides")
 HEARTBEAT_SECONDS = 5.0
@@ -274,6 +274,7 @@ class App:
         return Litestar(
             [*handlers, *health_routes(self.pod_id, self.examine), *self._operators()],
             dependencies={"user": Provide(provide_user)},
+            before_request=begin_trace,
             exception_handlers=exception_handlers,
             lifespan=[self._lifespan],
             cors_config=CORSConfig(allow_origins=origins) if origins else None,

@@ -10,6 +10,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.handlers import BaseRouteHandler
 
+from nebengjek.bus.tracing import enter, new_trace
 from nebengjek.errors import NebengJekError, RateLimited, Rejected, Unauthenticated, Unavailable
 from nebengjek.tokens import Identity
 
@@ -20,6 +21,7 @@ __all__ = [
     "Identity",
     "Problem",
     "admin_guard",
+    "begin_trace",
     "exception_handlers",
     "health_routes",
 ]
@@ -108,6 +110,12 @@ exception_handlers: dict[Any, Any] = {
     HTTPException: _http,
 }
 """For ``Litestar(exception_handlers=...)``; what is in no branch of the error tree stays a 500 and is logged."""
+
+
+async def begin_trace(request: Request[Any, Any, Any]) -> None:
+    """For ``Litestar(before_request=...)``: what the request causes continues the caller's trace, or begins one."""
+    # Each request is served in a task of its own: nobody inherits it.
+    enter(new_trace(traceparent=request.headers.get("traceparent")))
 
 
 def admin_guard(api_key: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
