@@ -202,9 +202,30 @@ def _nats_binary() -> str:
 @contextmanager
 def valkey_server() -> Iterator[str]:
     """A Valkey without persistence; yields ``redis://127.0.0.1:port/0``."""
+    with mortal_valkey_server() as server:
+        yield server.url
+
+
+@dataclass
+class ValkeyServer:
+    """``url`` stays the same when it is stopped and started again; what was in it does not stay."""
+
+    url: str
+    _process: _Process
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def start(self) -> None:
+        self._process.start()
+
+
+@contextmanager
+def mortal_valkey_server() -> Iterator[ValkeyServer]:
+    """As ``valkey_server``, for a test that lets it go away and come back."""
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
 
-        def started(port: int) -> tuple[_Process, str]:
+        def started(port: int) -> ValkeyServer:
             command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
             process = _Process(
                 command,
@@ -212,13 +233,13 @@ def valkey_server() -> Iterator[str]:
                 lambda: _exchange(port, b"INFO server\r\n", b"process_id:%d\r" % process.pid),
             )
             process.start()
-            return process, f"redis://127.0.0.1:{port}/0"
+            return ValkeyServer(f"redis://127.0.0.1:{port}/0", process)
 
-        process, url = _on_free_port(started)
+        server = _on_free_port(started)
         try:
-            yield url
+            yield server
         finally:
-            process.stop()
+            server.stop()
 
 
 def _valkey_binary() -> str:

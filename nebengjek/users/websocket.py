@@ -43,6 +43,8 @@ from nebengjek.web import Identity
 SUBPROTOCOL = "nebengjek.v1"
 BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
+TRY_AGAIN = 1013
+"""Something that is needed to connect does not answer (RFC 6455's registry: try again later)."""
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
 FINISH_SECONDS = 15.0
@@ -128,11 +130,15 @@ class PhoneSocket:
         offered = socket.scope.get("subprotocols") or []
         await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
-            identity = await self._authenticate(_token(socket, offered))
-            row, _, _ = await self.service.state(identity.user_id)
+            await self._serve(socket, _token(socket, offered))
         except (Unauthenticated, NotFound) as error:
             await socket.close(code=TOKEN_ENDED, reason=str(error)[:100])
-            return
+        except Unavailable as error:
+            await socket.close(code=TRY_AGAIN, reason=error.message[:100])
+
+    async def _serve(self, socket: WebSocket[Any, Any, Any], token: str) -> None:
+        identity = await self._authenticate(token)
+        row, _, _ = await self.service.state(identity.user_id)
         asked = _asked(socket)
         head = await self.delivery.mailbox.head(identity.user_id)
         epoch, last_seq = asked or (None, None)

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 
 from nebengjek.tokens import Tokens
-from tests.flows.conftest import Backend
+from tests.flows.conftest import Backend, Embedded
 from tests.flows.world import MONAS, Phone, Refused, World
+from tests.servers import mortal_valkey_server
 
 
 async def code_of(phone: Phone, text: str | bytes) -> str:
@@ -222,3 +224,22 @@ async def test_a_server_that_ends_closes_with_1012(backend: Backend) -> None:
         phone = await world.passenger()
         await world.restart()
         assert await phone.closed() == 1012
+
+
+@pytest.mark.real
+async def test_while_redis_is_away_a_phone_is_told_to_try_again_later(tmp_path: Path, sqlite_template: Path) -> None:
+    with mortal_valkey_server() as redis:
+        async with Embedded(tmp_path, sqlite_template).world(redis__url=redis.url) as world:
+            phone = await Phone(world).login()
+            connected = await world.passenger()
+            await asyncio.to_thread(redis.stop)
+            assert await refused_with(world, phone.token) == 1013
+            response = await phone.http("GET", "/users/me")
+            assert (response.status_code, response.json()["code"]) == (503, "UNAVAILABLE")
+            assert response.headers["retry-after"] == "1"
+            # Who has no token at all need not come back.
+            assert await refused_with(world, "") == 4401
+            assert connected.close_code is None
+            await asyncio.to_thread(redis.start)
+            world.phones.append(phone)
+            assert (await phone.connect())["user_id"] == phone.user_id
