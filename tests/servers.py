@@ -192,6 +192,12 @@ def nats_server(
 
 
 def _nats_binary() -> str:
+    version = os.environ.get("TEST_NATS")
+    if version:
+        chosen = Path(sys.prefix) / "nats" / version / "bin" / "nats-server"
+        if not chosen.exists():
+            raise ServerFailed(f"there is no {chosen}: make conformance NATS={version}")
+        return str(chosen)
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
