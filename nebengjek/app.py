@@ -54,7 +54,17 @@ from nebengjek.users.otp import ConsoleSms, Otp, SmsSender
 from nebengjek.users.service import UsersService
 from nebengjek.users.websocket import PhoneSocket
 from nebengjek.users.websocket import Settings as SocketSettings
-from nebengjek.web import Check, HealthReport, admin_guard, begin_trace, exception_handlers, health_routes
+from nebengjek.web import (
+    Check,
+    HealthReport,
+    JsonRequest,
+    admin_guard,
+    begin_trace,
+    exception_handlers,
+    health_routes,
+    log_fault,
+    user_guard,
+)
 
 MODULES = ("users", "location", "match", "rides")
 HEARTBEAT_SECONDS = 5.0
@@ -264,18 +274,19 @@ class App:
 
     def _litestar(self) -> Litestar:
         async def provide_user(request: Request[Any, Any, Any]) -> Identity:
-            header = request.headers.get("authorization", "")
-            if header[:7].lower() != "bearer ":
-                raise Unauthenticated("a bearer token is needed")
-            return await self.authenticate(header[7:].strip())
+            user: Identity = request.user
+            return user
 
         origins = list(self.settings.web.allowed_origins)
         handlers = [route for module in self.running for route in module.routes]
         return Litestar(
             [*handlers, *health_routes(self.pod_id, self.examine), *self._operators()],
             dependencies={"user": Provide(provide_user)},
+            guards=[user_guard(self.authenticate)],
             before_request=begin_trace,
+            request_class=JsonRequest,
             exception_handlers=exception_handlers,
+            after_exception=[log_fault],
             lifespan=[self._lifespan],
             cors_config=CORSConfig(allow_origins=origins) if origins else None,
             openapi_config=openapi(),
@@ -387,12 +398,7 @@ class App:
         checks = [
             await _check("database", self.database.where, self.database.ping),
             await _check("fast state", self.state.where, self.state.ping),
-            Check(
-                name="bus",
-                up=health.established,
-                where=health.where,
-                reason=None if health.established else health.status.value,
-            ),
+            _bus_check(health),
         ]
         for consumer in health.consumers:
             if not consumer.moving:

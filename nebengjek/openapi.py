@@ -7,13 +7,13 @@ operators (below ``/admin``), else whoever has logged in.
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Request
+from litestar import Litestar, Request, Router
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, Reference, SecurityScheme
 from litestar.routes import HTTPRoute
 
-from nebengjek.web import PROBLEM_TYPE, Problem
+from nebengjek.web import ADMIN_PATH, PROBLEM_TYPE, Problem
 
 _BEARER, _OPERATOR = "bearer", "operator"
 
@@ -27,7 +27,7 @@ def openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="NebengJek",
         version="1",
-        path="/schema",
+        openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, opt={"public": True}),
         render_plugins=[_Document(path=["/", "/openapi.json"])],
         components=Components(security_schemes=schemes),
         security=[{_BEARER: []}],
@@ -45,10 +45,6 @@ class _Document(JsonRenderPlugin):
 def _complete(document: dict[str, Any], app: Litestar) -> None:
     _, components = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
     document["components"]["schemas"] |= components
-    refused = {
-        "description": "Refused, or not possible at present; the code says why.",
-        "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
     for route in app.routes:
         if not isinstance(route, HTTPRoute) or route.path_format not in document["paths"]:
             continue
@@ -56,9 +52,38 @@ def _complete(document: dict[str, Any], app: Litestar) -> None:
             operation = document["paths"][route.path_format].get(method.lower())
             if operation is None:
                 continue
-            operation["responses"].pop("400", None)
-            operation["responses"]["default"] = refused
-            if handler.opt.get("public"):
+            public = bool(handler.opt.get("public"))
+            if public:
                 operation["security"] = []
-            elif route.path_format.startswith("/admin"):
+            elif route.path_format.startswith(ADMIN_PATH):
                 operation["security"] = [{_OPERATOR: []}]
+            _say_refusals(operation, public=public)
+            _say_whether_a_body_is_needed(operation)
+
+
+def _say_refusals(operation: dict[str, Any], *, public: bool) -> None:
+    """A 5xx is no promise, but for 503: whoever needs what is away is told to come again."""
+    responses = operation["responses"]
+    responses.pop("400", None)
+    refused = {"401": not public, "413": "requestBody" in operation, "415": "requestBody" in operation}
+    for status, description in _REFUSALS.items():
+        if refused.get(status, True):
+            responses.setdefault(status, {"description": description, "content": _PROBLEM})
+
+
+def _say_whether_a_body_is_needed(operation: dict[str, Any]) -> None:
+    """Litestar calls every body required, also one that may be null, which is what no body is."""
+    body = operation.get("requestBody", {})
+    for content in body.get("content", {}).values():
+        if {"type": "null"} in content["schema"].get("oneOf", ()):
+            body["required"] = False
+
+
+_PROBLEM = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_REFUSALS = {
+    "401": "Who is asking is not known.",
+    "413": "More bytes than are taken.",
+    "415": "A body that is not JSON.",
+    "4XX": "Refused; the code says why.",
+    "503": "Something that is needed does not answer; the same request may pass later.",
+}

@@ -177,7 +177,7 @@ async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool 
 
 async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
     found = await tx.execute(select(rides.c.status, func.count()).group_by(rides.c.status))
-    return dict(found.tuples().all())
+    return dict(found.all())
 
 
 def _of_user(user_id: str) -> Select[Any]:

@@ -60,6 +60,11 @@ class Phone:
 
     # -- HTTP
 
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that says who is asking."""
+        return {"Authorization": f"Bearer {self.token}"}
+
     async def http(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> httpx.Response:
         bearer = token if token is not None else self.token
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
