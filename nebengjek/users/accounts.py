@@ -163,14 +163,18 @@ class Accounts:
 
     async def end_session(self, user_id: str, session_id: str) -> None:
         """Revoke one login everywhere."""
-        await self._end(session_id)
         async with self._database.begin() as tx:
-            await tx.execute(
-                update(refresh_tokens)
-                .where(refresh_tokens.c.session_id == session_id, refresh_tokens.c.used_at.is_(None))
-                .values(used_at=self._clock.now())
-            )
-        await self._bus.publish(UserSessionEnded(user_id=user_id, session_id=session_id))
+            await self._revoke(tx, user_id, session_id)
+
+    async def _revoke(self, tx: AsyncConnection, user_id: str, session_id: str) -> None:
+        await tx.execute(
+            update(refresh_tokens)
+            .where(refresh_tokens.c.session_id == session_id, refresh_tokens.c.used_at.is_(None))
+            .values(used_at=self._clock.now())
+        )
+        await self._bus.outbox.add(tx, UserSessionEnded(user_id=user_id, session_id=session_id))
+        # Before the commit: while the fast state is away nothing is revoked, and the same request may pass later.
+        await self._end(session_id)
 
     async def _known(self, tx: AsyncConnection, refresh_token: str, now: datetime) -> Row[Any]:
         statement = select(refresh_tokens).where(refresh_tokens.c.hash == _hash(refresh_token))
@@ -219,7 +223,10 @@ class Accounts:
             return _user(await self._row(tx, user_id))
 
     async def delete(self, user_id: str) -> None:
-        """Anonymise the account and end its sessions. Raises Conflict while a match or a debt binds it."""
+        """Anonymise the account, switch beacon and finder off and end its sessions, all in one step.
+
+        Raises Conflict while a match or a debt binds it.
+        """
         async with self._database.begin() as tx:
             row = await self._row(tx, user_id)
             if await store.engaged_in(tx, user_id):
@@ -244,10 +251,9 @@ class Accounts:
                 update(drivers).where(drivers.c.user_id == user_id).values(vehicle_plate=f"~{user_id[-11:]}")
             )
             await self._bus.outbox.add(tx, *_farewell(row, version or row.version + 1))
-            statement = select(refresh_tokens.c.session_id).where(refresh_tokens.c.user_id == user_id).distinct()
-            sessions = (await tx.execute(statement)).scalars().all()
-        for session_id in sessions:
-            await self.end_session(user_id, session_id)
+            mine = (refresh_tokens.c.user_id == user_id) & refresh_tokens.c.used_at.is_(None)
+            for session_id in (await tx.execute(select(refresh_tokens.c.session_id).where(mine))).scalars().all():
+                await self._revoke(tx, user_id, session_id)
 
     async def register_driver(
         self, identity: Identity, full_name: str, vehicle_type: VehicleType, vehicle_plate: str
