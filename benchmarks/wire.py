@@ -181,7 +181,7 @@ async def login(http: httpx.AsyncClient, number: int, *, driver: bool = False) -
         form = {
             "full_name": f"Driver {number}",
             "vehicle_type": "car",
-            "vehicle_plate": f"B {number % 10000} {_letters(number)}",
+            "vehicle_plate": f"B {number % 9999 + 1} {_letters(number)}",
         }
         headers = {"Authorization": f"Bearer {token}"}
         token = (await http.post("/drivers/register", json=form, headers=headers)).raise_for_status().json()["token"]
@@ -189,5 +189,5 @@ async def login(http: httpx.AsyncClient, number: int, *, driver: bool = False) -
 
 
 def _letters(number: int) -> str:
-    n = number // 10000
+    n = number // 9999
     return chr(65 + n // 26 % 26) + chr(65 + n % 26)

@@ -23,7 +23,7 @@ _PHONE = re.compile(r"(?<![\w.+-])(?:\+\s?62|62|0)[ -]?(?:\(0\))?8(?:[ -]?\d){7,
 _JWT = re.compile(r"\beyJ[\w-]{4,}\.[\w-]{4,}\.[\w-]*")
 _PRIVATE = re.compile(r"(?:^|_)(?:token|otp|password|passwd|secret|authorization|msisdn|phone|api_?key|cookie)$", re.I)
 
-QUIET = ("aiosqlite", "alembic", "asyncio", "httpcore", "httpx", "sqlalchemy.engine", "uvicorn.error", "websockets")
+QUIET = ("alembic", "asyncio", "httpcore", "httpx", "sqlalchemy.engine", "uvicorn.error", "websockets")
 """Libraries that say below warning what we say ourselves, or bodies and parameters that nobody should read."""
 
 _json = msgspec.json.Encoder(enc_hook=repr)

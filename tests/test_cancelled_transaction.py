@@ -30,11 +30,11 @@ async def test_a_cancelled_transaction_lets_the_next_one_write(tmp_path: Path, d
         if statement == during:
             asyncio.get_running_loop().call_soon(task.cancel)
 
-    event.listen(database.engine.sync_engine, "before_cursor_execute", cancel)
+    event.listen(database.sync_engine, "before_cursor_execute", cancel)
     # The error is kept, as by whoever gathers tasks, and with it the frames and the cursor in them.
     with pytest.raises(asyncio.CancelledError) as kept:
         await task
-    event.remove(database.engine.sync_engine, "before_cursor_execute", cancel)
+    event.remove(database.sync_engine, "before_cursor_execute", cancel)
     # SQLite would wait five seconds for a lock that nobody gives back.
     async with asyncio.timeout(2.0), database.begin() as tx:
         assert (await tx.execute(text("SELECT count(*) FROM things"))).scalar_one() == 3

@@ -224,9 +224,9 @@ async def test_a_driver_whose_phone_is_gone_leaves_the_pool_and_returns(backend:
     async with backend.world() as world:
         driver, passenger = await world.driver(), await world.passenger()
         await driver.say("user.beacon", BEACON)
-        await driver.disconnect()
-        world.clock.advance(31)
-        await world.app.sweep()
+        await world.hang_up(driver)
+        await world.advance(31)
+        await world.quiet()
         await passenger.say("user.finder", FINDER)
         await passenger.expect("match.unavailable", reason="no_drivers")
         ready = await driver.connect()

@@ -238,6 +238,24 @@ class World:
         self.clock.advance(seconds)
         await self.app.sweep()
 
+    async def hang_up(self, phone: Phone) -> None:
+        """Disconnect, and wait until the application has noticed."""
+        await phone.disconnect()
+        presence = self.app.delivery.presence
+        async with asyncio.timeout(WAIT):
+            while await presence.connected([phone.user_id]):  # noqa: ASYNC110 - presence is asked, it does not tell
+                await asyncio.sleep(0)
+
+    async def quiet(self) -> None:
+        """Wait until every event that was said has been handled by whoever hears it."""
+        bus = self.app.bus
+        async with asyncio.timeout(WAIT):
+            while await bus.outbox.size() or await self._unhandled():  # noqa: ASYNC110 - the bus is asked, it does not tell
+                await asyncio.sleep(0)
+
+    async def _unhandled(self) -> int:
+        return sum(one.lag + one.ack_pending for one in (await self.app.bus.health()).consumers)
+
     # -- the steps of a ride
 
     async def pair(self, driver: Phone, passenger: Phone, at: dict[str, float] = MONAS) -> str:
