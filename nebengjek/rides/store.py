@@ -176,8 +176,10 @@ async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool 
 
 
 async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
+    """Rides in each state, also in those that no ride is in."""
     found = await tx.execute(select(rides.c.status, func.count()).group_by(rides.c.status))
-    return dict(found.all())
+    counts: dict[str, int] = dict.fromkeys(ANY, 0)
+    return counts | dict(found.all())
 
 
 def _of_user(user_id: str) -> Select[Any]:
