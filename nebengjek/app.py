@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from nebengjek import schema
 from nebengjek.admin import admin_routes
 from nebengjek.asyncapi import asyncapi_route, document
-from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.interface import Broker
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
-from nebengjek.bus.messaging import DrainReport, Health, MessageBus
+from nebengjek.bus.messaging import DrainReport, MessageBus
 from nebengjek.bus.observing import Spans
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
@@ -398,7 +398,7 @@ class App:
         checks = [
             await _check("database", self.database.where, self.database.ping),
             await _check("fast state", self.state.where, self.state.ping),
-            _bus_check(health),
+            Check(name="bus", up=health.problem is None, where=health.where, reason=health.problem),
         ]
         for consumer in health.consumers:
             if not consumer.moving:
@@ -453,9 +453,3 @@ async def _check(name: str, where: str, ping: Callable[[], Any]) -> Check:
     except Unavailable as error:
         return Check(name=name, up=False, where=where, reason=error.message)
     return Check(name=name, up=True, where=where)
-
-
-def _bus_check(health: Health) -> Check:
-    up = health.established and health.status is ConnectionStatus.UP
-    reason = None if up else f"the connection is {health.status.value}"
-    return Check(name="bus", up=up, where=health.where, reason=reason)

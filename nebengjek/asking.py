@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import rich_click as click
 from click import get_current_context
 
+from nebengjek.profile import size_text
 from nebengjek.settings import Settings, load
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,12 +160,3 @@ def value_text(name: str, value: Any) -> str:
     if name in ("time", "timestamp"):
         return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def size_text(size: float) -> str:
-    """``1.5 MiB``"""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -120,6 +120,7 @@ class Nats(Section, frozen=True, kw_only=True):
     cluster_id: str | None = None
     client_id: str | None = None
     domain: str | None = None
+    inbox_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] | None = None
     max_memory: Size = None
     max_storage: Size = None
     replicas: Literal[1, 3, 5] = 1

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -135,6 +135,10 @@ class NatsServer:
     def stop(self) -> None:
         self._process.stop()
 
+    def log_text(self) -> str:
+        """What the server has logged so far."""
+        return self._process.log.read_text(errors="replace")
+
     def start(self) -> None:
         self._process.start()
 
@@ -149,11 +153,19 @@ class NatsServer:
 
 @contextmanager
 def nats_server(
-    *, user: str | None = None, password: str | None = None, domain: str | None = None, config: str = ""
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    domain: str | None = None,
+    config: str = "",
+    access: str | None = None,
+    jetstream: str = "max_mem: 500GB, max_file: 500GB",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[NatsServer]:
     """A nats-server with JetStream, in ``domain``; ``config`` is appended to its configuration file.
 
-    Without ``user`` anybody may connect, and ``fresh_account`` serves tests that want to be alone.
+    Without ``user`` anybody may connect, and ``fresh_account`` serves tests that want to be alone; ``access`` is
+    configuration that says instead who may. ``env``: variables that the configuration names.
     """
     with tempfile.TemporaryDirectory(prefix="nats-") as folder:
         home = Path(folder)
@@ -161,11 +173,13 @@ def nats_server(
         # The limits are no reservation, but each stream's max bytes count as one, in every account.
         lines = [
             f"server_name: {name}",
-            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, max_mem: 500GB, max_file: 500GB",
+            f"jetstream {{ store_dir: {json.dumps(str(home / 'store'))}, {jetstream}",
             f"  domain: {domain} }}" if domain is not None else "}",
             config,
         ]
-        if user is None:
+        if access is not None:
+            lines.append(access)
+        elif user is None:
             accounts = (
                 f"T{n} {{ jetstream: enabled, users: [{{ user: t{n}, password: x }}] }}" for n in range(_ACCOUNTS)
             )
@@ -180,6 +194,7 @@ def nats_server(
                 home / "nats.log",
                 # JetStream is there before clients are taken, and greeted.
                 lambda: _exchange(port, b"", name.encode()),
+                options={"env": {**os.environ, **(env or {})}},
             )
             process.start()
             return NatsServer(f"nats://127.0.0.1:{port}", port, process)

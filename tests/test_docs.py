@@ -21,7 +21,7 @@ from nebengjek import telemetry, web
 from nebengjek.app import App
 from nebengjek.asyncapi import TOLD
 from nebengjek.bus import codec, dead_letters, messaging, tracing
-from nebengjek.bus.interface import MSG_ID, ConnectionStatus
+from nebengjek.bus.interface import MSG_ID, Connection, ConnectionStatus
 from nebengjek.bus.messaging import Health, MessageBus
 from nebengjek.cli import cli
 from nebengjek.contracts.match import EndReason, MatchState
@@ -131,6 +131,7 @@ def _metrics() -> set[str]:
     health = Health(
         status=ConnectionStatus.UP,
         where="",
+        connection=Connection(status=ConnectionStatus.UP, where=""),
         established=True,
         consumers=[],
         breakers={},

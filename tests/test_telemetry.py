@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.interface import Connection, ConnectionStatus
 from nebengjek.bus.messaging import ConsumerHealth, Health
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tracing import new_trace
@@ -93,6 +93,7 @@ async def test_the_health_of_the_bus_becomes_gauges() -> None:
         Health(
             status=ConnectionStatus.UP,
             where="in this process",
+            connection=Connection(status=ConnectionStatus.UP, where="in this process"),
             established=True,
             consumers=[consumer],
             breakers={"database": "open", "redis": "closed"},

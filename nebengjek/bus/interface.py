@@ -95,6 +95,10 @@ class Disconnected(Unavailable):
     """There is no connection to the server."""
 
 
+class NotPermitted(BusError):
+    """The server does not let this connection's user publish or listen there; the message names user and subject."""
+
+
 # -- values ------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +331,47 @@ class ConnectionStatus(StrEnum):
     CLOSED = "closed"
 
 
+class Connection(Struct, frozen=True, kw_only=True):
+    """What a connection knows of itself.
+
+    ``since``: seconds in this status. ``reconnects``: how often it came back. ``error``: why it is not up, without
+    secrets. Messages and bytes are counted over the life of the connection, also over reconnects.
+    """
+
+    status: ConnectionStatus
+    where: str
+    since: float = 0.0
+    reconnects: int = 0
+    error: str | None = None
+    sent: int = 0
+    sent_bytes: int = 0
+    received: int = 0
+    received_bytes: int = 0
+
+
+class Allowance(Struct, frozen=True, kw_only=True):
+    """What an account may use of JetStream, -1 = no limit; ``consumers``: on each stream."""
+
+    memory: int = -1
+    storage: int = -1
+    streams: int = -1
+    consumers: int = -1
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """``allowed``, and what of it is taken: the bytes that streams reserve by their ``max_bytes``.
+
+    ``tiers``: the same by number of replicas, for accounts that are limited so; then a stream counts once in its tier,
+    otherwise once for each replica.
+    """
+
+    allowed: Allowance = Allowance()
+    reserved_memory: int = 0
+    reserved_storage: int = 0
+    streams: int = 0
+    tiers: dict[int, "Account"] = {}
+
+
 class Broker(ABC):
     """One connection to a server that speaks JetStream. Its methods raise Disconnected without a connection."""
 
@@ -360,6 +405,14 @@ class Broker(ABC):
     @abstractmethod
     def on_status(self, listener: Callable[[ConnectionStatus], None]) -> None:
         """Call ``listener`` at each change of the connection."""
+
+    def connection(self) -> Connection:
+        """The state of the connection, for health and logs."""
+        return Connection(status=self.status, where=self.where)
+
+    async def account(self) -> Account:
+        """What we may use; a broker in this process sets no limit. Raises ApiError 10039 (no JetStream here)."""
+        return Account()
 
     @abstractmethod
     def monotonic(self) -> float:

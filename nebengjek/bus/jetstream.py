@@ -6,6 +6,7 @@ and one inbox; pulling is in jetstream_pull.py, JSON in jetstream_wire.py.
 """
 
 import asyncio
+import random
 import secrets
 import ssl
 from collections import deque
@@ -13,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -26,8 +26,10 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nebengjek.bus.checks import check_consumer, check_consumer_change, check_stream, check_stream_change
 from nebengjek.bus.interface import (
     MAX_PAYLOAD,
+    Account,
     Batch,
     Broker,
+    Connection,
     ConnectionStatus,
     ConsumerInfo,
     ConsumerSpec,
@@ -40,6 +42,7 @@ from nebengjek.bus.interface import (
     MaxPayload,
     NoResponders,
     NoStream,
+    NotPermitted,
     PubAck,
     PublishRefused,
     PullStatus,
@@ -52,9 +55,19 @@ from nebengjek.bus.interface import (
     check_name,
     check_subject,
 )
+from nebengjek.bus.jetstream_access import (
+    Violation,
+    credentials_option,
+    inbox_of,
+    servers,
+    tls_context,
+    violation,
+    wants_tls,
+)
 from nebengjek.bus.jetstream_pull import JetStreamConsumption, Link, Listener, Pull, Received
 from nebengjek.bus.jetstream_wire import (
     Json,
+    account,
     check_response,
     consumer_config,
     consumer_info,
@@ -70,6 +83,9 @@ NO_RESPONDERS = "503"
 PUBLISH_RETRIES, PUBLISH_PAUSE = 2, 0.25
 """A publish that finds no responders is tried again (ADR-22): a stream's leader may just be changing."""
 CLOSE_PATIENCE = 2.0
+SAME_TRY = 0.25
+MAX_COMPLAINTS = 256
+"""So many different refusals are named in the log; a thousand more would say the same."""
 _NO_HEADERS: dict[str, str] = {}
 
 log = structlog.stdlib.get_logger("nebengjek.bus")
@@ -98,6 +114,29 @@ class NatsOptions(Protocol):
     def connect_timeout(self) -> float: ...
     @property
     def domain(self) -> str | None: ...
+    @property
+    def inbox_prefix(self) -> str | None: ...
+
+
+class _Client(Client):
+    """nats-py's client, except that it says nothing of itself in the clear when TLS was wanted.
+
+    nats-py encrypts when the server says so; whoever stands in between could say otherwise, and read the password.
+    """
+
+    def __init__(self, *, tls_only: bool) -> None:
+        super().__init__()
+        self._tls_only = tls_only
+
+    def _connect_command(self) -> bytes:
+        if self._tls_only and not self._server_info.get("tls_required") and not self._is_web_socket():
+            raise nats_errors.Error("the server offers no TLS")
+        command: bytes = super()._connect_command()
+        return command
+
+    def _is_web_socket(self) -> bool:
+        server = self._current_server
+        return server is not None and server.uri.scheme in ("ws", "wss")
 
 
 class _Refusal(Struct):
@@ -138,12 +177,14 @@ class _Listening(Listener, Subscription):
         self.received = received
         self.queue = queue
         self._broker = broker
+        self.refused: NotPermitted | None = None
         self._client: Client | None = None
         self._there: NatsSubscription | None = None
 
     async def attach(self, client: Client) -> None:
         if self._client is not client:
             self._client = client
+            self.refused = None
             self._there = await client.subscribe(self.subject, queue=self.queue, cb=self.received)
 
     async def stop(self) -> None:
@@ -174,7 +215,10 @@ class _Listening(Listener, Subscription):
 class JetStreamBroker(Broker, Link):
     """A connection to a nats-server, for ever: it is made again whenever it breaks, each ``reconnect_wait`` seconds.
 
-    ``url``: one or several servers. ``user`` with ``password``, ``token`` or ``credentials`` (a file) say who we are.
+    ``url``: one or several servers. ``user`` with ``password``, ``token`` or ``credentials`` (a file with a user's
+    JWT and seed, or with an NKey's seed alone) say who we are. ``tls``, or a ``tls://`` address: nothing is said in
+    the clear. ``reconnect_wait``: seconds between two tries at most, by chance as little as half of it, so that many
+    pods do not come back at one moment. ``inbox_prefix``: where answers come; below the user's name unless it is set.
     ``domain``: the JetStream domain. ``connect_timeout``: how long ``connect`` waits before it goes on in the
     background. While the connection is away, settling is kept and sent when it returns.
     """
@@ -193,24 +237,28 @@ class JetStreamBroker(Broker, Link):
         tls: ssl.SSLContext | None = None,
         tls_hostname: str | None = None,
         domain: str | None = None,
+        inbox_prefix: str | None = None,
         connect_timeout: float = 5.0,
         reconnect_wait: float = 2.0,
         request_timeout: float = 5.0,
     ) -> None:
-        self._servers = [part.strip() for part in url.split(",")] if isinstance(url, str) else list(url)
+        self._servers, *named = servers(url)
+        if user is None and token is None and credentials is None:
+            user, password, token = named
         self._options: dict[str, Any] = {
             "name": name,
             "user": user,
             "password": password,
             "token": token,
-            "user_credentials": credentials,
+            **(credentials_option(credentials) if credentials is not None else {}),
             "tls": tls,
             "tls_hostname": tls_hostname,
             "connect_timeout": connect_timeout,
-            "reconnect_time_wait": reconnect_wait,
             "max_reconnect_attempts": -1,
             "ping_interval": 20,
         }
+        self._tls_only = wants_tls(self._servers, tls)
+        self._user = user
         self._api = f"$JS.{domain}.API" if domain else "$JS.API"
         self._connect_timeout = connect_timeout
         self._reconnect_wait = reconnect_wait
@@ -223,27 +271,34 @@ class JetStreamBroker(Broker, Link):
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
         self._complaints: set[str] = set()
+        self._not_permitted: set[Violation] = set()
+        self._deaf: NotPermitted | None = None
+        """Set when we may not listen to our inbox: no answer could ever come."""
+        self._error: str | None = None
+        self._changed = 0.0
+        self._broke = self._failed = float("-inf")
+        self._times_up = 0
+        self._traffic = [0, 0, 0, 0]
+        """Messages and bytes, out and in, of the clients before the present one."""
         self._status_listeners: list[Callable[[ConnectionStatus], None]] = []
         self._listening: set[_Listening] = set()
         self._background: set[asyncio.Future[None]] = set()
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = f"{inbox_prefix or inbox_of(self._user)}.{secrets.token_hex(11)}"
         self._number = 0
         self._published: dict[str, _Publish] = {}
         self._sweep_at = 4096
         self._outgoing: deque[_Publish] = deque()
         self._wake: asyncio.Future[None] | None = None
-        self._asked: dict[str, asyncio.Future[Msg]] = {}
+        self._asked: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
         self._pulls: set[Pull] = set()
         self._consumptions: set[JetStreamConsumption] = set()
 
     @classmethod
     def from_settings(cls, settings: NatsOptions, *, name: str) -> "JetStreamBroker":
-        """From the settings' table; without TLS files a ``tls://`` server is checked by the system's authorities."""
-        tls: ssl.SSLContext | None = None
-        if settings.tls_ca or settings.tls_cert:
-            tls = ssl.create_default_context(cafile=settings.tls_ca)
-            if settings.tls_cert:
-                tls.load_cert_chain(settings.tls_cert, settings.tls_key)
+        """From the settings' table; without TLS files a ``tls://`` server is checked by the system's authorities.
+
+        Raises Misconfigured for a file that holds something else than its setting says.
+        """
         return cls(
             settings.url or "nats://127.0.0.1:4222",
             name=name,
@@ -251,8 +306,9 @@ class JetStreamBroker(Broker, Link):
             password=settings.password,
             token=settings.token,
             credentials=settings.credentials,
-            tls=tls,
+            tls=tls_context(settings.tls_ca, settings.tls_cert, settings.tls_key),
             domain=settings.domain,
+            inbox_prefix=settings.inbox_prefix,
             connect_timeout=settings.connect_timeout,
         )
 
@@ -261,6 +317,7 @@ class JetStreamBroker(Broker, Link):
     async def connect(self) -> None:
         if self._keeper is not None:
             return
+        self._changed = asyncio.get_running_loop().time()
         self._keeper = asyncio.create_task(self._keep_connected(), name="nats connection")
         tried = asyncio.create_task(self._tried.wait())
         await asyncio.wait((self._keeper, tried), timeout=self._connect_timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -271,7 +328,8 @@ class JetStreamBroker(Broker, Link):
 
     async def _keep_connected(self) -> None:
         while True:
-            client = self._client = Client()
+            self._count_traffic()
+            client = self._client = _Client(tls_only=self._tls_only)
             closed = asyncio.Event()
 
             async def on_closed(closed: asyncio.Event = closed) -> None:
@@ -284,6 +342,7 @@ class JetStreamBroker(Broker, Link):
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_connected,
                     closed_cb=on_closed,
+                    reconnect_time_wait=self._pause(),  # type: ignore[arg-type] # annotated int, any number works
                     **self._options,
                 )
             except Exception as error:
@@ -293,15 +352,19 @@ class JetStreamBroker(Broker, Link):
                 if not self._tried.is_set():
                     raise Misconfigured(f"NATS at {self.where}: {type(error).__name__}: {error}") from error
                 log.error("nats.not_connected", exc_info=error)
-                await asyncio.sleep(self._reconnect_wait)
+                await asyncio.sleep(self._pause())
                 continue
             await self._listen_all(client)
             if client.is_connected:
                 await self._on_connected()
             await closed.wait()
             # The client gave up, as it does when the server refuses us: begin anew.
-            await self._on_disconnected()
-            await asyncio.sleep(self._reconnect_wait)
+            self._lost()
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Never more than ``reconnect_wait`` with the handshake, so that loops go on that soon after the server."""
+        return self._reconnect_wait * random.uniform(0.5, 0.9)
 
     async def _listen_all(self, client: Client) -> None:
         try:
@@ -320,26 +383,86 @@ class JetStreamBroker(Broker, Link):
         self._become(ConnectionStatus.UP)
 
     async def _on_disconnected(self) -> None:
+        self._lost()
+        now = asyncio.get_running_loop().time()
+        soon, self._broke = now - self._broke < self._reconnect_wait, now
+        if soon and self._client is not None and self._client.is_reconnecting:
+            # It broke as soon as it stood, as it does when the server does not like our certificate: nats-py would
+            # try again without a pause.
+            await asyncio.sleep(self._pause())
+
+    def _lost(self) -> None:
+        self._deaf = None
         if self._status is ConnectionStatus.UP:
             self._become(ConnectionStatus.DOWN)
         self._fail_outstanding()
 
     async def _on_error(self, error: Exception) -> None:
         self._tried.set()
+        if self._client is not None:
+            self._client.options["reconnect_time_wait"] = self._pause()
         if isinstance(error, nats_errors.SlowConsumerError):
             log.error("nats.slow_consumer", subject=error.subject)
             return
+        if (refused := violation(error)) is not None:
+            self._refused(refused)
+            return
+        if self._status is ConnectionStatus.UP:
+            return
+        # Once until it is back: a refused password or name must be seen, sixty tries a minute need not.
         text = f"{type(error).__name__}: {error}"
-        if text not in self._complaints and self._status is not ConnectionStatus.UP:
-            # Once until it is back: a refused password or name must be seen, sixty tries a minute need not.
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+            if now - self._failed < SAME_TRY:
+                # The reason was said already; this is the end of that connection.
+                return
+            # Its word that it does not know us is lost when it hangs up before it has read all of ours.
+            text += " (a server hangs up on whom it does not let in)"
+        self._error, self._failed = text, now
+        if text not in self._complaints:
             self._complaints.add(text)
             log.warning("nats.away", where=self.where, error=text)
+
+    def _refused(self, refused: Violation) -> None:
+        """The server said no, and says nothing else: whoever waits for an answer hears it from us."""
+        doing = "publish to" if refused.publish else "listen to"
+        error = NotPermitted(f"{self._name} may not {doing} {refused.subject}")
+        if refused not in self._not_permitted and len(self._not_permitted) < MAX_COMPLAINTS:
+            self._not_permitted.add(refused)
+            log.error("nats.not_permitted", error=str(error), queue=refused.queue or None)
+        waiting: list[tuple[str, asyncio.Future[Any]]] = []
+        if refused.publish:
+            waiting += [(entry.subject, entry.future) for entry in self._published.values()]
+            waiting += self._asked.values()
+            for subject, future in waiting:
+                if self._is(subject, refused) and not future.done():
+                    future.set_exception(NotPermitted(f"{self._name} may not publish to {subject}"))
+            for pull in self._pulls:
+                if self._is(pull.subject, refused):
+                    pull.fail(error)
+            for consumption in self._consumptions:
+                if self._is(consumption.subject, refused):
+                    consumption.fail(error)
+        elif refused.subject == f"{self._inbox}.*".lower():
+            self._deaf = error
+        else:
+            for listening in self._listening:
+                if (listening.subject.lower(), listening.queue.lower()) == (refused.subject, refused.queue):
+                    listening.refused = NotPermitted(f"{self._name} may not listen to {listening.subject}")
+
+    def _is(self, subject: str, refused: Violation) -> bool:
+        # A server that is in our domain itself says the subject without it.
+        return refused.subject in (subject.lower(), subject.replace(self._api, "$JS.API", 1).lower())
+
+    @property
+    def _name(self) -> str:
+        return f"the NATS user {self._user}" if self._user else "our NATS user"
 
     def _fail_outstanding(self) -> None:
         published, self._published = self._published, {}
         self._outgoing.clear()
         futures: list[asyncio.Future[Any]] = [entry.future for entry in published.values()]
-        futures += self._asked.values()
+        futures += [future for _, future in self._asked.values()]
         for future in futures:
             if not future.done():
                 future.set_exception(Disconnected("bus"))
@@ -351,13 +474,23 @@ class JetStreamBroker(Broker, Link):
     def _become(self, status: ConnectionStatus) -> None:
         if self._status in (status, ConnectionStatus.CLOSED):
             return
-        self._status = status
+        before, self._status = self._status, status
+        now = asyncio.get_running_loop().time()
+        lasted, self._changed = now - self._changed, now
         if status is ConnectionStatus.UP:
             self._tried.set()
             self._complaints.clear()
+            self._error = None
+            self._times_up += 1
             self._up.set()
+            again = {"away": round(lasted, 3)} if before is ConnectionStatus.DOWN else {}
+            log.info("nats.connected", where=self.where, times=self._times_up, **again)
         else:
             self._up.clear()
+            if status is ConnectionStatus.DOWN:
+                said = self._client.last_error if self._client is not None else None
+                self._error = f"{type(said).__name__}: {said}" if said is not None else "the connection broke"
+                log.warning("nats.disconnected", where=self.where, lasted=round(lasted, 3), error=self._error)
         for listener in self._status_listeners:
             listener(status)
 
@@ -375,11 +508,12 @@ class JetStreamBroker(Broker, Link):
             except nats_errors.Error:
                 log.debug("nats.not_flushed")
         self._become(ConnectionStatus.CLOSED)
-        tasks = [task for task in (self._keeper, self._sender) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        tasks = {task for task in (self._keeper, self._sender) if task is not None}
+        while tasks:
+            # More than once: a wait_for of nats-py's whose future is done in the same turn swallows a cancellation.
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=0.1)
         if client is not None:
             await client.close()
         self._fail_outstanding()
@@ -394,7 +528,35 @@ class JetStreamBroker(Broker, Link):
     def where(self) -> str:
         client = self._client
         present = client.connected_url.geturl() if client is not None and client.connected_url else ""
-        return ", ".join(_without_credentials(url) for url in ([present] if present else self._servers))
+        return present or ", ".join(self._servers)
+
+    def connection(self) -> Connection:
+        traffic = [old + new for old, new in zip(self._traffic, self._present_traffic(), strict=True)]
+        return Connection(
+            status=self._status,
+            where=self.where,
+            since=self.monotonic() - self._changed if self._keeper is not None else 0.0,
+            reconnects=max(0, self._times_up - 1),
+            error=self._error if self._deaf is None else str(self._deaf),
+            sent=traffic[0],
+            sent_bytes=traffic[1],
+            received=traffic[2],
+            received_bytes=traffic[3],
+        )
+
+    def _present_traffic(self) -> list[int]:
+        stats = self._client.stats if self._client is not None else {}
+        return [stats.get(name, 0) for name in ("out_msgs", "out_bytes", "in_msgs", "in_bytes")]
+
+    def _count_traffic(self) -> None:
+        self._traffic = [old + new for old, new in zip(self._traffic, self._present_traffic(), strict=True)]
+        self._client = None
+
+    async def account(self) -> Account:
+        try:
+            return account(await self._call("INFO"))
+        except NoResponders as error:
+            raise NoResponders("bus", f"no JetStream answers at {self.where} under {self._api}") from error
 
     async def wait_connected(self) -> None:
         await self._up.wait()
@@ -459,10 +621,12 @@ class JetStreamBroker(Broker, Link):
     async def ask(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> Msg:
         if self._status is not ConnectionStatus.UP:
             raise Disconnected("bus")
+        if self._deaf is not None:
+            raise self._deaf
         self._number += 1
         token = f"r{self._number}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._asked[token] = answer
+        self._asked[token] = (subject, answer)
         try:
             async with asyncio.timeout(timeout):
                 await self.send(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
@@ -480,8 +644,8 @@ class JetStreamBroker(Broker, Link):
         publish = self._published.get(token)
         if publish is not None:
             self._acknowledged(publish, message)
-        elif (answer := self._asked.get(token)) is not None and not answer.done():
-            answer.set_result(message)
+        elif (asked := self._asked.get(token)) is not None and not asked[1].done():
+            asked[1].set_result(message)
 
     async def _call(self, verb: str, body: Json | None = None) -> Json:
         data = msgspec.json.encode(body) if body is not None else b""
@@ -576,8 +740,8 @@ class JetStreamBroker(Broker, Link):
         check_subject(subject)
         self._check_payload(check_headers(headers) + len(data))
         future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-        if self._status is not ConnectionStatus.UP:
-            future.set_exception(Disconnected("bus"))
+        if self._status is not ConnectionStatus.UP or self._deaf is not None:
+            future.set_exception(self._deaf or Disconnected("bus"))
             return future
         self._number += 1
         entry = _Publish(subject, data, headers, f"p{self._number}", future)
@@ -662,11 +826,12 @@ class JetStreamBroker(Broker, Link):
             raise ValueError("a heartbeat needs an expiry of at least twice its length")
         if self._status is not ConnectionStatus.UP:
             raise Disconnected("bus")
-        pull = Pull(self, max(1, batch))
+        if self._deaf is not None:
+            raise self._deaf
+        pull = Pull(self, self.next_subject(stream, consumer), max(1, batch))
         self._pulls.add(pull)
         try:
             return await pull.collect(
-                self.next_subject(stream, consumer),
                 expires=expires,
                 no_wait=no_wait,
                 max_bytes=max_bytes,
@@ -712,6 +877,9 @@ class JetStreamBroker(Broker, Link):
                 await self._attached.flush()
             except nats_errors.Error as error:
                 log.debug("nats.not_flushed", error=f"{type(error).__name__}: {error}")
+        if listening.refused is not None:
+            self.forget(listening)
+            raise listening.refused
         return listening
 
     async def request(
@@ -726,8 +894,3 @@ def _core_message(message: Msg) -> CoreMessage:
     return CoreMessage(
         subject=message.subject, data=message.data, headers=message.headers or {}, reply=message.reply or None
     )
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"

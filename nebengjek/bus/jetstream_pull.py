@@ -13,6 +13,7 @@ from nebengjek.bus.interface import (
     AckTimeout,
     AlreadySettled,
     Batch,
+    BusError,
     Consumption,
     Delivery,
     Disconnected,
@@ -166,7 +167,8 @@ def _request(
 class Pull:
     """One pull request on an inbox of its own: when nobody listens there, the server gives the message to another."""
 
-    def __init__(self, link: Link, batch: int) -> None:
+    def __init__(self, link: Link, subject: str, batch: int) -> None:
+        self.subject = subject
         self._link = link
         self._batch = batch
         self._messages: list[Delivery] = []
@@ -176,7 +178,6 @@ class Pull:
 
     async def collect(
         self,
-        subject: str,
         *,
         expires: float | None,
         no_wait: bool,
@@ -187,7 +188,7 @@ class Pull:
         listener = await self._link.listen(inbox, self._received)
         try:
             body = _request(self._batch, expires=expires, no_wait=no_wait, max_bytes=max_bytes, heartbeat=heartbeat)
-            await self._link.send(subject, body, reply=inbox)
+            await self._link.send(self.subject, body, reply=inbox)
             status = await self._end(expires, no_wait, heartbeat)
         except BaseException:
             self._over = True
@@ -235,6 +236,11 @@ class Pull:
         if not self._ended.done():
             self._ended.set_result(status)
 
+    def fail(self, error: BusError) -> None:
+        """The server did not take the request."""
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
 
 class JetStreamConsumption(Consumption):
     """Pulls ahead: asks for more when half of what it may hold is free, hands out what is here."""
@@ -249,7 +255,7 @@ class JetStreamConsumption(Consumption):
         closed: Callable[["JetStreamConsumption"], None],
     ) -> None:
         self._link = link
-        self._subject = link.next_subject(stream, consumer)
+        self.subject = link.next_subject(stream, consumer)
         self._prefetch = prefetch
         self._expires = expires
         self._heartbeat = expires / 3
@@ -264,6 +270,7 @@ class JetStreamConsumption(Consumption):
         """Messages that they may still bring, together."""
         self._number = 0
         self._status: PullStatus | None = None
+        self._failure: BusError | None = None
         self._wake: asyncio.Future[None] | None = None
         self._heard = self._loop.time()
         self._held = 0
@@ -283,6 +290,9 @@ class JetStreamConsumption(Consumption):
                 return Batch([self._buffer.popleft() for _ in range(count)], PullStatus.COMPLETE)
             if self._buffer:
                 continue
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             if self._status is not None or self._closed:
                 status, self._status = self._status or PullStatus.DISCONNECTED, None
                 return Batch([], status)
@@ -303,7 +313,7 @@ class JetStreamConsumption(Consumption):
         self._pulls[token] = batch
         self._requested += batch
         body = _request(batch, expires=self._expires, heartbeat=self._heartbeat)
-        await self._link.send(self._subject, body, reply=f"{self._inbox}.{token}")
+        await self._link.send(self.subject, body, reply=f"{self._inbox}.{token}")
 
     async def _received(self, message: Message) -> None:
         self._heard = self._loop.time()
@@ -372,6 +382,12 @@ class JetStreamConsumption(Consumption):
     def lost(self) -> None:
         """The connection broke, and the pulls with it."""
         self._forget_pulls(PullStatus.DISCONNECTED)
+
+    def fail(self, error: BusError) -> None:
+        """The server did not take the request: ``next`` raises."""
+        self._none_under_way()
+        self._failure = error
+        self._rouse()
 
     async def close(self) -> None:
         if self._closed:

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nebengjek.bus.interface import (
+    Account,
     Ack,
+    Allowance,
     ApiError,
     ConsumerInfo,
     ConsumerSpec,
@@ -42,6 +44,31 @@ def check_response(response: Json) -> Json:
     if error:
         raise ApiError(error.get("err_code", 0), error.get("description", ""), status=error.get("code", 500))
     return response
+
+
+# -- the account
+
+
+def account(response: Json) -> Account:
+    tiers = {int(name[1:]): _usage(tier) for name, tier in (response.get("tiers") or {}).items()}
+    if tiers:
+        return Account(streams=response.get("streams", 0), tiers=tiers)
+    return _usage(response)
+
+
+def _usage(usage: Json) -> Account:
+    limits = usage["limits"]
+    return Account(
+        allowed=Allowance(
+            memory=limits["max_memory"],
+            storage=limits["max_storage"],
+            streams=limits["max_streams"],
+            consumers=limits["max_consumers"],
+        ),
+        reserved_memory=usage.get("reserved_memory", 0),
+        reserved_storage=usage.get("reserved_storage", 0),
+        streams=usage.get("streams", 0),
+    )
 
 
 # -- streams

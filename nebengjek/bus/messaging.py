@@ -18,6 +18,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.breaker import Breaker, BreakerState
+from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import ONLY_FOR, Codec, Envelope, Undecodable
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.handling import Answering, Hearing, Watching
@@ -26,12 +27,14 @@ from nebengjek.bus.interface import (
     ApiError,
     Broker,
     BusError,
+    Connection,
     ConnectionStatus,
     ConsumerSpec,
     CoreMessage,
     Deliver,
     Disconnected,
     NoStream,
+    NotPermitted,
     PubAck,
     PublishTimeout,
     Retention,
@@ -45,7 +48,7 @@ from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
 from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of, uuid7
-from nebengjek.errors import Invalid, NebengJekError, Rejected, Unavailable, describe, restore
+from nebengjek.errors import Invalid, Misconfigured, NebengJekError, Rejected, Unavailable, describe, restore
 
 A = TypeVar("A")
 E = TypeVar("E", bound=Event)
@@ -88,6 +91,7 @@ class ConsumerHealth(Struct, frozen=True, kw_only=True):
 class Health(Struct, frozen=True, kw_only=True):
     status: ConnectionStatus
     where: str
+    connection: Connection
     established: bool
     consumers: list[ConsumerHealth]
     breakers: dict[str, str]
@@ -95,6 +99,18 @@ class Health(Struct, frozen=True, kw_only=True):
     dead_letters: int
     orphans: list[str]
     """``stream/consumer`` of durables that no module wants: on an interest stream they keep every message."""
+    refusal: str | None = None
+    """What the server would not let us make at the start; said until somebody mends it."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the bus does not work, for people."""
+        if self.established and self.status is ConnectionStatus.UP:
+            return None
+        if self.status is ConnectionStatus.UP:
+            return self.refusal or "streams and consumers are not made yet"
+        why = f": {self.connection.error}" if self.connection.error else ""
+        return f"{self.status.value} for {self.connection.since:.0f} s{why}"
 
     @property
     def ready(self) -> bool:
@@ -143,6 +159,7 @@ class MessageBus:
         self._window = window
         self._audit = audit
         self._established = asyncio.Event()
+        self._refusal: str | None = None
         self._runners: list[Runner] = []
         self._wanted: dict[tuple[str, str], ConsumerSpec] = {}
         self._watches: list[Watching] = []
@@ -240,29 +257,42 @@ class MessageBus:
     async def start(self) -> None:
         """Connect and listen; with the server away return at once and go on behind.
 
-        Raises ApiError when the server is there and refuses a stream or a consumer.
+        Raises ApiError, NotPermitted or Misconfigured when the server is there and refuses a stream or a consumer.
         """
         await self.broker.connect()
-        behind = self.broker.status is not ConnectionStatus.UP
+        behind = asyncio.Event()
+        if self.broker.status is not ConnectionStatus.UP:
+            behind.set()
         establishing = asyncio.create_task(self._establish(behind), name="bus: establish")
         self._background.append(establishing)
-        if not behind:
+        waiting = asyncio.create_task(behind.wait())
+        await asyncio.wait((establishing, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if establishing.done():
             await establishing
 
-    async def _establish(self, behind: bool) -> None:
+    async def _establish(self, behind: asyncio.Event) -> None:
+        """Sets ``behind`` when that has to wait for the server, and whoever started us need not."""
+        pause = 0.25
         while True:
             await self.broker.wait_connected()
             try:
                 await self._ensure_all()
                 await self.dead_letters.restore()
+                self._refusal = None
                 break
             except Unavailable as error:
-                log.warning("bus.not_established", error=str(error))
-                await self.broker.sleep(0.5)
-            except ApiError as error:
+                if str(error) != self._refusal:
+                    log.warning("bus.not_established", error=str(error))
+                self._refusal = str(error)
+                behind.set()
+                pause = min(pause * 2, 5.0)
+                await self.broker.sleep(pause)
+            except (ApiError, NotPermitted, Misconfigured) as error:
                 # A person has to look at it; nobody waits for us any more, so say it until it is mended.
-                if not behind:
+                if not behind.is_set():
                     raise
+                self._refusal = str(error)
                 log.error("bus.refused", error=str(error))
                 await self.broker.sleep(5.0)
         listening = [asyncio.Event() for _ in self._runners]
@@ -272,8 +302,7 @@ class MessageBus:
         self._background.append(asyncio.create_task(self.outbox.run(), name="outbox relay"))
 
     async def _ensure_all(self) -> None:
-        for spec in self._streams.values():
-            await self.broker.ensure_stream(spec)
+        await ensure_streams(self.broker, list(self._streams.values()), self._wanted)
         for (stream, _), consumer in self._wanted.items():
             await self._ensure_consumer(stream, consumer)
         if self._established.is_set():
@@ -417,8 +446,11 @@ class MessageBus:
                 await asyncio.sleep(pause)
                 pause *= 2
                 future = None
-            except (ApiError, NoStream) as error:
-                self._observer.publish_failed(str(getattr(error, "code", "no_stream")))
+                if self.broker.status is not ConnectionStatus.UP:
+                    await self._wait_connected()
+            except (ApiError, NoStream, NotPermitted) as error:
+                code = "not_permitted" if isinstance(error, NotPermitted) else getattr(error, "code", "no_stream")
+                self._observer.publish_failed(str(code))
                 raise
             else:
                 self._landed_well(envelope, ack, None)
@@ -430,6 +462,14 @@ class MessageBus:
             await asyncio.wait_for(self._established.wait(), PUBLISH_TIMEOUT)
         except TimeoutError as error:
             raise Unavailable("bus") from error
+
+    async def _wait_connected(self) -> None:
+        """The server may be back in a moment. Raises PublishTimeout."""
+        try:
+            await asyncio.wait_for(self.broker.wait_connected(), PUBLISH_TIMEOUT)
+        except TimeoutError as error:
+            self._observer.publish_failed("timeout")
+            raise PublishTimeout("bus") from error
 
     # -- request and answer
 
@@ -566,6 +606,8 @@ class MessageBus:
         return Health(
             status=self.broker.status,
             where=self.broker.where,
+            connection=self.broker.connection(),
+            refusal=self._refusal,
             established=self._established.is_set(),
             consumers=consumers,
             breakers={name: breaker.state.value for name, breaker in self._breakers.items()},
