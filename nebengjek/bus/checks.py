@@ -9,11 +9,14 @@ from nebengjek.bus.interface import (
     ConsumerSpec,
     Deliver,
     Discard,
+    InvalidName,
+    Push,
     StreamSpec,
     check_name,
     check_subject,
     subjects_collide,
 )
+from nebengjek.contracts.message import InvalidSubject
 
 EPHEMERAL_THRESHOLD = 5.0
 """Seconds after which an ephemeral consumer that nobody pulls from goes away, when it does not say."""
@@ -47,7 +50,7 @@ def check_stream_change(old: StreamSpec, new: StreamSpec) -> None:
 
 
 def check_consumer(spec: ConsumerSpec) -> ConsumerSpec:
-    """The spec as it takes effect. Raises InvalidName, InvalidSubject, ApiError 10094, 10116, 10138, 10139."""
+    """The spec as it takes effect. Raises InvalidName, InvalidSubject, ApiError 10094, 10116, 10138, 10139 and more."""
     if spec.name is not None:
         check_name(spec.name)
     for index, subject in enumerate(spec.filters):
@@ -57,6 +60,14 @@ def check_consumer(spec: ConsumerSpec) -> ConsumerSpec:
         if any(subjects_collide(subject, other) for other in spec.filters[index + 1 :]):
             raise ApiError(10138, "filters of one consumer overlap")
     _check_start(spec)
+    if spec.push is not None:
+        _check_push(spec, spec.push)
+    elif 0 < spec.max_expires < 0.001:
+        raise ApiError(10115, "max_expires is at least 1 ms")
+    if spec.ack_wait < 0:
+        raise ApiError(10183, "ack_wait is negative")
+    if any(pause < 0 for pause in spec.backoff):
+        raise ApiError(10184, "a backoff is negative")
     if spec.backoff and 0 <= spec.max_deliver < len(spec.backoff):
         raise ApiError(10116, "max_deliver is less than the number of backoffs")
     if spec.backoff:
@@ -76,11 +87,39 @@ def _check_start(spec: ConsumerSpec) -> None:
         raise ApiError(10094, "last per subject needs a filter")
 
 
+def _check_push(spec: ConsumerSpec, push: Push) -> None:
+    """Raises ApiError 10079, 10080, 10083, 10108, 10112, InvalidName. 10081, a cycle, is for the stream to see."""
+    if "*" in push.subject or ">" in push.subject:
+        raise ApiError(10079, "a deliver subject has no wildcards")
+    try:
+        check_subject(push.subject)
+    except InvalidSubject as error:
+        raise ApiError(10112, str(error)) from error
+    if spec.max_waiting != ConsumerSpec().max_waiting:
+        raise ApiError(10080, "at a push consumer nobody waits")
+    if 0 < push.heartbeat < 0.1:
+        raise ApiError(10083, "a heartbeat is at least 0.1 s")
+    if push.flow_control and not push.heartbeat:
+        raise ApiError(10108, "flow control needs a heartbeat")
+    if push.group is not None and (not push.group or any(character.isspace() for character in push.group)):
+        raise InvalidName(f"{push.group[:64]!r} cannot name a queue group")
+
+
 def check_consumer_change(old: ConsumerSpec, new: ConsumerSpec) -> None:
     """Raises ApiError 10012."""
-    for field in ("deliver", "start_seq", "start_time", "ack", "max_waiting"):
+    for field in ("deliver", "start_seq", "start_time", "ack", "replay", "max_waiting"):
         if getattr(old, field) != getattr(new, field):
-            raise ApiError(10012, f"{field} of a consumer cannot be changed", status=500)
+            raise _unchangeable(field)
+    if (old.push is None) != (new.push is None):
+        raise _unchangeable("push or pull")
+    if old.push is not None and new.push is not None:
+        for field in ("heartbeat", "flow_control"):
+            if getattr(old.push, field) != getattr(new.push, field):
+                raise _unchangeable(field)
+
+
+def _unchangeable(what: str) -> ApiError:
+    return ApiError(10012, f"{what} of a consumer cannot be changed", status=500)
 
 
 def any_collide(some: Sequence[str], others: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ Over 300 lines because a port is read as a whole: its values, its errors, its pr
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
@@ -133,6 +133,11 @@ class Ack(StrEnum):
     ALL = "all"
 
 
+class Replay(StrEnum):
+    INSTANT = "instant"
+    ORIGINAL = "original"
+
+
 class StreamSpec(Struct, frozen=True, kw_only=True):
     """What a stream should be. Sizes in bytes, -1 = unlimited; ``max_age`` 0 = for ever."""
 
@@ -153,8 +158,27 @@ class StreamSpec(Struct, frozen=True, kw_only=True):
     description: str = ""
 
 
+class Push(Struct, frozen=True, kw_only=True):
+    """How a push consumer delivers: to ``subject``, as long as somebody listens to exactly that.
+
+    ``group``: the queue group of those who listen, each message goes to one. ``heartbeat``: after so many seconds
+    without a message the server says that it is there (0 = never). ``flow_control``: it waits for a listener that is
+    behind; needs a heartbeat.
+    """
+
+    subject: str
+    group: str | None = None
+    heartbeat: float = 0.0
+    flow_control: bool = False
+
+
 class ConsumerSpec(Struct, frozen=True, kw_only=True):
-    """What a consumer should be: durable under ``name``, or ephemeral when ``name`` is None."""
+    """What a consumer should be: durable under ``name``, or ephemeral when ``name`` is None.
+
+    With ``push`` it delivers by itself, without it is pulled from. ``max_waiting`` pulls may wait (not of a push
+    consumer: 10080); ``max_batch``, ``max_expires`` and ``max_bytes`` bound a single pull, 0 = they do not. ``replay``:
+    at once, or at the pace at which it was published. ``in_memory``: what it knows ends with the server.
+    """
 
     name: str | None = None
     filters: tuple[str, ...] = ()
@@ -166,9 +190,15 @@ class ConsumerSpec(Struct, frozen=True, kw_only=True):
     max_deliver: int = 3
     backoff: tuple[float, ...] = ()
     max_ack_pending: int = 1000
+    push: Push | None = None
     max_waiting: int = 512
+    max_batch: int = 0
+    max_expires: float = 0.0
+    max_bytes: int = 0
     inactive_threshold: float = 0.0
     headers_only: bool = False
+    replay: Replay = Replay.INSTANT
+    in_memory: bool = False
     description: str = ""
 
 
@@ -190,6 +220,8 @@ class SequencePair(Struct, frozen=True):
 
 
 class ConsumerInfo(Struct, frozen=True, kw_only=True):
+    """``bound``: somebody listens to what this push consumer delivers."""
+
     stream: str
     name: str
     spec: ConsumerSpec
@@ -199,6 +231,7 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     num_ack_pending: int
     num_redelivered: int
     num_waiting: int
+    bound: bool = False
     paused_until: datetime | None = None
 
 
@@ -293,24 +326,24 @@ class Batch(Struct, frozen=True):
 
 
 class Consumption(ABC):
-    """A running consumer loop's source: pulls ahead, survives the server's return, ends with ``close``."""
+    """Where a consumer's deliveries come from: stays over the server's return, ends with ``close``."""
 
     @abstractmethod
     async def next(self, limit: int) -> Batch:
         """Wait for at least one message and return up to ``limit`` that are here, or why there are none.
 
         Statuses without messages: TIMEOUT (idle for the pull's expiry: the consumer is alive), NO_CONSUMER,
-        CONSUMER_DELETED, SILENT, DISCONNECTED. After any of them ``next`` may be called again.
+        CONSUMER_DELETED, PUSH_BASED, SILENT, DISCONNECTED. After any of them ``next`` may be called again.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Stop pulling; what was pulled and not handed out goes back at once."""
+        """Take no more; what came and was not handed out goes back at once."""
 
     @property
     @abstractmethod
     def last_pull(self) -> float:
-        """The broker's clock (``Broker.monotonic``) when the server last answered a pull, in seconds."""
+        """The broker's clock (``Broker.monotonic``) when the server was last heard of, in seconds."""
 
 
 class Subscription(ABC):
@@ -528,14 +561,53 @@ class Broker(ABC):
         no_wait: bool = False,
         max_bytes: int | None = None,
         heartbeat: float | None = None,
+        acking: Delivery | None = None,
     ) -> Batch:
-        """One pull request, collected until it ends. Raises ValueError when heartbeat * 2 > expires."""
+        """One pull request, collected until it ends; the same message acks ``acking``.
+
+        Raises ValueError when heartbeat * 2 > expires, AlreadySettled.
+        """
 
     @abstractmethod
     async def consume(self, stream: str, consumer: str, *, prefetch: int, expires: float = 5.0) -> Consumption:
-        """A source for a loop that holds at most ``prefetch`` messages that were not handed out."""
+        """A source for a loop that pulls ahead, at most ``prefetch`` messages that were not handed out."""
+
+    @abstractmethod
+    async def push(self, stream: str, consumer: str) -> Consumption:
+        """What a push consumer delivers, from now on to us; of a group, our share of it.
+
+        Idle, ``next`` says TIMEOUT at each heartbeat; without heartbeats it neither does, nor notices a silent server.
+        Raises ApiError 10014, 10013 (somebody else listens, and there is no group), ValueError (it is pulled from).
+        """
+
+    @abstractmethod
+    def ordered(
+        self,
+        stream: str,
+        *filters: str,
+        since: int | datetime | Deliver = Deliver.ALL,
+        headers_only: bool = False,
+        until_drained: bool = False,
+    ) -> AsyncIterator[StoredMessage]:
+        """Read a stream from a sequence, a moment, ALL, LAST or NEW on, and go on with what is stored later.
+
+        Each message comes once and in order, whatever breaks meanwhile; durable consumers are not disturbed.
+        ``until_drained``: end when all that is stored was read. Raises ApiError 10059 when the stream is no more, or
+        is a new one of the name.
+        """
+
+    @abstractmethod
+    async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
+        """Term a message that had its last delivery and is in nobody's hand: nothing else ends it.
+
+        Raises ApiError 10014.
+        """
 
     # core
+
+    @abstractmethod
+    def new_inbox(self) -> str:
+        """A subject of this connection's own, for answers and deliveries."""
 
     @abstractmethod
     async def core_publish(

@@ -10,7 +10,7 @@ import random
 import secrets
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -27,6 +27,7 @@ from nebengjek.bus.checks import check_consumer, check_consumer_change, check_st
 from nebengjek.bus.interface import (
     MAX_PAYLOAD,
     Account,
+    ApiError,
     Batch,
     Broker,
     Connection,
@@ -36,6 +37,8 @@ from nebengjek.bus.interface import (
     Consumption,
     CoreHandler,
     CoreMessage,
+    Deliver,
+    Delivery,
     Disconnected,
     Headers,
     InvalidHeader,
@@ -64,7 +67,7 @@ from nebengjek.bus.jetstream_access import (
     violation,
     wants_tls,
 )
-from nebengjek.bus.jetstream_pull import JetStreamConsumption, Link, Listener, Pull, Received
+from nebengjek.bus.jetstream_pull import JetStreamConsumption, Link, Pull, Received
 from nebengjek.bus.jetstream_wire import (
     Json,
     account,
@@ -77,6 +80,9 @@ from nebengjek.bus.jetstream_wire import (
     stream_info,
     stream_spec,
 )
+from nebengjek.bus.ordered import read_in_order
+from nebengjek.bus.pushing import PushSource, open_source
+from nebengjek.bus.wire_delivery import ACK_PREFIX, Line, Listener, Message, WireDelivery
 from nebengjek.errors import Misconfigured
 
 NO_RESPONDERS = "503"
@@ -212,7 +218,7 @@ class _Listening(Listener, Subscription):
         await self.stop()
 
 
-class JetStreamBroker(Broker, Link):
+class JetStreamBroker(Broker, Link, Line):
     """A connection to a nats-server, for ever: it is made again whenever it breaks, each ``reconnect_wait`` seconds.
 
     ``url``: one or several servers. ``user`` with ``password``, ``token`` or ``credentials`` (a file with a user's
@@ -292,6 +298,7 @@ class JetStreamBroker(Broker, Link):
         self._asked: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
         self._pulls: set[Pull] = set()
         self._consumptions: set[JetStreamConsumption] = set()
+        self._sources: set[PushSource] = set()
 
     @classmethod
     def from_settings(cls, settings: NatsOptions, *, name: str) -> "JetStreamBroker":
@@ -470,6 +477,8 @@ class JetStreamBroker(Broker, Link):
             pull.end(PullStatus.DISCONNECTED)
         for consumption in self._consumptions:
             consumption.lost()
+        for source in self._sources:
+            source.lost()
 
     def _become(self, status: ConnectionStatus) -> None:
         if self._status in (status, ConnectionStatus.CLOSED):
@@ -497,7 +506,7 @@ class JetStreamBroker(Broker, Link):
     async def close(self) -> None:
         if self._status is ConnectionStatus.CLOSED:
             return
-        for consumption in list(self._consumptions):
+        for consumption in (*self._consumptions, *self._sources):
             await consumption.close()
         if self._background:
             await asyncio.wait(self._background, timeout=CLOSE_PATIENCE)
@@ -594,6 +603,12 @@ class JetStreamBroker(Broker, Link):
 
     async def listen(self, subject: str, received: Received) -> Listener:
         return await self._listen(subject, received, "")
+
+    async def attend(self, subject: str, queue: str | None, received: Callable[[Message], None]) -> Listener:
+        async def came(message: Msg) -> None:
+            received(message)
+
+        return await self._listen(subject, came, queue or "")
 
     async def _listen(self, subject: str, received: Received, queue: str) -> _Listening:
         listening = _Listening(self, subject, received, queue)
@@ -819,6 +834,7 @@ class JetStreamBroker(Broker, Link):
         no_wait: bool = False,
         max_bytes: int | None = None,
         heartbeat: float | None = None,
+        acking: Delivery | None = None,
     ) -> Batch:
         check_name(stream)
         check_name(consumer)
@@ -828,7 +844,12 @@ class JetStreamBroker(Broker, Link):
             raise Disconnected("bus")
         if self._deaf is not None:
             raise self._deaf
-        pull = Pull(self, self.next_subject(stream, consumer), max(1, batch))
+        subject, acked = self.next_subject(stream, consumer), b""
+        if acking is not None:
+            assert isinstance(acking, WireDelivery)
+            acking.settle()
+            subject, acked = acking.reply, b"+NXT "
+        pull = Pull(self, subject, max(1, batch), acked)
         self._pulls.add(pull)
         try:
             return await pull.collect(
@@ -847,6 +868,30 @@ class JetStreamBroker(Broker, Link):
         self._consumptions.add(consumption)
         await consumption.open()
         return consumption
+
+    async def push(self, stream: str, consumer: str) -> Consumption:
+        source = await open_source(self, self, check_name(stream), check_name(consumer), self._sources.discard)
+        self._sources.add(source)
+        return source
+
+    def ordered(
+        self,
+        stream: str,
+        *filters: str,
+        since: int | datetime | Deliver = Deliver.ALL,
+        headers_only: bool = False,
+        until_drained: bool = False,
+    ) -> AsyncIterator[StoredMessage]:
+        check_name(stream)
+        return read_in_order(self, stream, filters, since=since, headers_only=headers_only, until_drained=until_drained)
+
+    async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
+        # An ack subject with a consumer sequence of nobody's: the ack floor does not take it for its next.
+        subject = f"{ACK_PREFIX}{check_name(stream)}.{check_name(consumer)}.1.{seq}.0.0.0"
+        try:
+            await self.ask(subject, f"+TERM {reason}".rstrip().encode(), None, self._request_timeout)
+        except NoResponders as error:
+            raise ApiError(10014, "consumer not found", status=404) from error
 
     # -- core
 

@@ -1,64 +1,27 @@
 """Pulling from a JetStream consumer: one request collected to its end, and the source of a consumer loop."""
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
-from nebengjek.bus.interface import (
-    AckTimeout,
-    AlreadySettled,
-    Batch,
-    BusError,
-    Consumption,
-    Delivery,
-    Disconnected,
-    NoResponders,
-    PullStatus,
-    RequestTimeout,
-)
+from nebengjek.bus.interface import Batch, BusError, Consumption, Delivery, PullStatus
 from nebengjek.bus.jetstream_wire import nanoseconds, pull_status
+from nebengjek.bus.wire_delivery import Listener, Message, Post, WireDelivery
 
 GRACE = 2.0
 """Seconds that the server may be late with the end of a pull before it is taken as silent."""
 NO_WAIT_PATIENCE = 2.0
 """Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""
 
-
-class Message(Protocol):
-    """What came over the wire."""
-
-    @property
-    def subject(self) -> str: ...
-    @property
-    def reply(self) -> str: ...
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def headers(self) -> dict[str, str] | None: ...
-
-
 Received = Callable[[Any], Awaitable[None]]
 
 
-class Listener(ABC):
-    """A subscription that outlives reconnects."""
-
-    @abstractmethod
-    async def stop(self) -> None:
-        """No further message."""
-
-    @abstractmethod
-    async def drain(self) -> None:
-        """No further message is sent; those that were already sent are still received before this returns."""
-
-
-class Link(ABC):
-    """What pulls and deliveries need of the connection."""
+class Link(Post):
+    """What pulls need of the connection."""
 
     @abstractmethod
     def connected(self) -> bool: ...
@@ -73,80 +36,11 @@ class Link(ABC):
     async def listen(self, subject: str, received: Received) -> Listener: ...
 
     @abstractmethod
-    async def send(self, subject: str, data: bytes, *, reply: str = "") -> None:
-        """Send, or keep until the connection returns. Raises Disconnected when it is closed."""
-
-    @abstractmethod
-    async def ask(self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float) -> Any:
-        """Raises NoResponders, RequestTimeout, Disconnected."""
-
-    @abstractmethod
     def in_background(self, work: Awaitable[None]) -> None:
         """Do it, and wait for it when the connection closes."""
 
     @abstractmethod
     def next_subject(self, stream: str, consumer: str) -> str: ...
-
-
-class JetStreamDelivery(Delivery):
-    """One delivery; all about it is in its reply subject, where it is settled (rules section 7)."""
-
-    __slots__ = ("_link", "_reply", "_settled", "_timestamp")
-
-    def __init__(self, link: Link, message: Message) -> None:
-        self._link = link
-        self._reply = reply = message.reply
-        self._settled = False
-        self.subject = message.subject
-        self.headers = message.headers or {}
-        self.data = message.data
-        # $JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>[.<random>]
-        tokens = reply.split(".")
-        at = 2 if len(tokens) == 9 else 4
-        self.stream = tokens[at]
-        self.consumer = tokens[at + 1]
-        self.deliveries = int(tokens[at + 2])
-        self.seq = int(tokens[at + 3])
-        self.consumer_seq = int(tokens[at + 4])
-        self._timestamp = tokens[at + 5]
-        self.pending = int(tokens[at + 6])
-
-    @property
-    def time(self) -> datetime:
-        return datetime.fromtimestamp(int(self._timestamp) / 1_000_000_000, UTC)
-
-    async def ack(self) -> None:
-        self._settle()
-        await self._link.send(self._reply, b"+ACK")
-
-    async def ack_sync(self, timeout: float = 5.0) -> None:
-        self._settle()
-        try:
-            await self._link.ask(self._reply, b"+ACK", None, timeout)
-        except (RequestTimeout, NoResponders, Disconnected) as error:
-            raise AckTimeout("bus", f"{self.stream}:{self.seq} was not confirmed") from error
-
-    async def nak(self, delay: float = 0.0) -> None:
-        self._settle()
-        await self._link.send(self._reply, b'-NAK {"delay": %d}' % nanoseconds(delay) if delay > 0 else b"-NAK")
-
-    async def in_progress(self) -> None:
-        if self._settled:
-            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        await self._link.send(self._reply, b"+WPI")
-
-    async def term(self, reason: str = "") -> None:
-        self._settle()
-        await self._link.send(self._reply, b"+TERM " + reason.encode() if reason else b"+TERM")
-
-    @property
-    def settled(self) -> bool:
-        return self._settled
-
-    def _settle(self) -> None:
-        if self._settled:
-            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        self._settled = True
 
 
 def _request(
@@ -167,8 +61,9 @@ def _request(
 class Pull:
     """One pull request on an inbox of its own: when nobody listens there, the server gives the message to another."""
 
-    def __init__(self, link: Link, subject: str, batch: int) -> None:
+    def __init__(self, link: Link, subject: str, batch: int, acked: bytes) -> None:
         self.subject = subject
+        self._acked = acked
         self._link = link
         self._batch = batch
         self._messages: list[Delivery] = []
@@ -188,7 +83,7 @@ class Pull:
         listener = await self._link.listen(inbox, self._received)
         try:
             body = _request(self._batch, expires=expires, no_wait=no_wait, max_bytes=max_bytes, heartbeat=heartbeat)
-            await self._link.send(self.subject, body, reply=inbox)
+            await self._link.send(self.subject, self._acked + body, reply=inbox)
             status = await self._end(expires, no_wait, heartbeat)
         except BaseException:
             self._over = True
@@ -222,7 +117,7 @@ class Pull:
     async def _received(self, message: Message) -> None:
         self._heard = asyncio.get_running_loop().time()
         if message.reply:
-            delivery = JetStreamDelivery(self._link, message)
+            delivery = WireDelivery(self._link, message)
             if self._over:
                 await delivery.nak()
                 return
@@ -263,7 +158,7 @@ class JetStreamConsumption(Consumption):
         self._inbox = link.new_inbox()
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
-        self._buffer: deque[JetStreamDelivery] = deque()
+        self._buffer: deque[WireDelivery] = deque()
         self._pulls: dict[str, int] = {}
         """Requests under way, by the last token of their reply subject: how many messages each asked for."""
         self._requested = 0
@@ -318,7 +213,7 @@ class JetStreamConsumption(Consumption):
     async def _received(self, message: Message) -> None:
         self._heard = self._loop.time()
         if message.reply:
-            delivery = JetStreamDelivery(self._link, message)
+            delivery = WireDelivery(self._link, message)
             if self._closed:
                 await delivery.nak()
                 return

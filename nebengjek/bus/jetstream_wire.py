@@ -15,6 +15,8 @@ from nebengjek.bus.interface import (
     Deliver,
     Discard,
     PullStatus,
+    Push,
+    Replay,
     Retention,
     SequencePair,
     Storage,
@@ -152,13 +154,28 @@ def consumer_config(spec: ConsumerSpec) -> Json:
     config: Json = {
         "deliver_policy": spec.deliver.value,
         "ack_policy": spec.ack.value,
-        "replay_policy": "instant",
+        "replay_policy": spec.replay.value,
         "max_deliver": spec.max_deliver,
-        "max_waiting": spec.max_waiting,
         "description": spec.description,
         "headers_only": spec.headers_only,
         "inactive_threshold": nanoseconds(spec.inactive_threshold),
     }
+    if spec.push is None:
+        config |= {
+            "max_waiting": spec.max_waiting,
+            "max_batch": spec.max_batch,
+            "max_expires": nanoseconds(spec.max_expires),
+            "max_bytes": spec.max_bytes,
+        }
+    else:
+        config |= {
+            "deliver_subject": spec.push.subject,
+            "deliver_group": spec.push.group or "",
+            "idle_heartbeat": nanoseconds(spec.push.heartbeat),
+            "flow_control": spec.push.flow_control,
+        }
+    if spec.in_memory:
+        config |= {"mem_storage": True, "num_replicas": 1}
     if spec.name is not None:
         config["name"] = config["durable_name"] = spec.name
     if len(spec.filters) == 1:
@@ -191,10 +208,27 @@ def consumer_spec(config: Json) -> ConsumerSpec:
         max_deliver=config.get("max_deliver", -1),
         backoff=tuple(seconds(pause) for pause in config.get("backoff") or ()),
         max_ack_pending=config.get("max_ack_pending", defaults.max_ack_pending),
-        max_waiting=config.get("max_waiting", 0),
+        push=_push(config),
+        max_waiting=config.get("max_waiting", defaults.max_waiting),
+        max_batch=config.get("max_batch", 0),
+        max_expires=seconds(config.get("max_expires", 0)),
+        max_bytes=config.get("max_bytes", 0),
         inactive_threshold=seconds(config.get("inactive_threshold", 0)),
         headers_only=config.get("headers_only", False),
+        replay=Replay(config["replay_policy"]),
+        in_memory=config.get("mem_storage", False),
         description=config.get("description", ""),
+    )
+
+
+def _push(config: Json) -> Push | None:
+    if not config.get("deliver_subject"):
+        return None
+    return Push(
+        subject=config["deliver_subject"],
+        group=config.get("deliver_group") or None,
+        heartbeat=seconds(config.get("idle_heartbeat", 0)),
+        flow_control=config.get("flow_control", False),
     )
 
 
@@ -210,6 +244,7 @@ def consumer_info(response: Json) -> ConsumerInfo:
         num_ack_pending=response["num_ack_pending"],
         num_redelivered=response["num_redelivered"],
         num_waiting=response["num_waiting"],
+        bound=response.get("push_bound", False),
         paused_until=datetime.fromisoformat(paused) if paused else None,
     )
 

@@ -9,7 +9,7 @@ Over 300 lines because the port has so many methods.
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -27,6 +27,8 @@ from nebengjek.bus.interface import (
     Consumption,
     CoreHandler,
     CoreMessage,
+    Deliver,
+    Delivery,
     Disconnected,
     Headers,
     MaxPayload,
@@ -50,8 +52,12 @@ from nebengjek.bus.memory_clock import BrokerClock, LoopClock
 from nebengjek.bus.memory_consumer import MemoryConsumer
 from nebengjek.bus.memory_core import CoreRouter, CoreSubscription
 from nebengjek.bus.memory_pull import MemoryConsumption, PullWaiter
+from nebengjek.bus.memory_push import FLOW_PREFIX, Sink, heard_by_consumer
 from nebengjek.bus.memory_stream import MemoryStream
 from nebengjek.bus.memory_subjects import SubjectTable
+from nebengjek.bus.ordered import read_in_order
+from nebengjek.bus.pushing import PushSource, open_source
+from nebengjek.bus.wire_delivery import ACK_PREFIX, Line, Listener, Message
 
 _NO_HEADERS: dict[str, str] = {}
 _PUBLISHER = "_INBOX.publisher"
@@ -105,6 +111,10 @@ class MemoryServer:
 
     def publish_core(self, subject: str, data: bytes, headers: Headers, reply: str | None) -> bool:
         """To whoever listens, and to the stream that takes the subject; False when neither exists."""
+        if subject.startswith((ACK_PREFIX, FLOW_PREFIX)) and heard_by_consumer(
+            self.find_consumer, self.core, subject, data, reply
+        ):
+            return True
         heard = self.core.deliver(subject, data, headers, reply)
         stream = self.route(subject)
         if stream is None:
@@ -148,7 +158,7 @@ class MemoryServer:
                 raise ApiError(10058, "stream name already in use with a different configuration")
             return existing
         self._check_overlap(spec)
-        stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise)
+        stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise, self.core)
         self._enter(stream)
         return stream
 
@@ -193,11 +203,10 @@ class MemoryServer:
         return found.consumers.get(name) if found is not None else None
 
 
-class MemoryBroker(Broker):
+class MemoryBroker(Broker, Line):
     """A connection to a ``MemoryServer``. Headers and data of a publish are stored as they are: do not change them.
 
-    A publish that no stream takes raises NoStream at once (a server would be asked again twice); push consumers
-    do not exist.
+    A publish that no stream takes raises NoStream at once (a server would be asked again twice).
     """
 
     durable: ClassVar[bool] = False
@@ -210,6 +219,7 @@ class MemoryBroker(Broker):
         self._subscriptions: set[CoreSubscription] = set()
         self._waiting: set[PullWaiter] = set()
         self._consumptions: set[MemoryConsumption] = set()
+        self._sources: set[PushSource] = set()
         self._settling: set[asyncio.Future[None]] = set()
         self._requests: dict[str, asyncio.Future[CoreMessage]] = {}
 
@@ -223,6 +233,8 @@ class MemoryBroker(Broker):
     async def close(self) -> None:
         if self._status is ConnectionStatus.CLOSED:
             return
+        for source in tuple(self._sources):
+            await source.close()
         self.server.detach(self)
         for subscription in list(self._subscriptions):
             await subscription.unsubscribe()
@@ -245,6 +257,8 @@ class MemoryBroker(Broker):
             waiter.withdraw(PullStatus.DISCONNECTED)
         for consumption in self._consumptions:
             consumption.lost()
+        for source in self._sources:
+            source.lost()
         outstanding: list[asyncio.Future[Any]] = [*self._settling, *self._requests.values()]
         for future in outstanding:
             if not future.done():
@@ -258,6 +272,7 @@ class MemoryBroker(Broker):
             self._up.set()
         else:
             self._up.clear()
+        self.server.core.changed()
         for listener in self._listeners:
             listener(status)
 
@@ -413,12 +428,15 @@ class MemoryBroker(Broker):
         no_wait: bool = False,
         max_bytes: int | None = None,
         heartbeat: float | None = None,
+        acking: Delivery | None = None,
     ) -> Batch:
         check_name(stream)
         check_name(consumer)
         if heartbeat is not None and (expires is None or heartbeat * 2 > expires):
             raise ValueError("a heartbeat needs an expiry of at least twice its length")
         found = self._check_up().find_consumer(stream, consumer)
+        if acking is not None:
+            await acking.ack()
         if found is None:
             return Batch([], PullStatus.NO_CONSUMER)
         waiter = PullWaiter(found, max(1, batch), max_bytes, self)
@@ -435,7 +453,42 @@ class MemoryBroker(Broker):
         self._consumptions.add(consumption)
         return consumption
 
+    async def push(self, stream: str, consumer: str) -> Consumption:
+        source = await open_source(self, self, check_name(stream), check_name(consumer), self._sources.discard)
+        self._sources.add(source)
+        return source
+
+    def ordered(
+        self,
+        stream: str,
+        *filters: str,
+        since: int | datetime | Deliver = Deliver.ALL,
+        headers_only: bool = False,
+        until_drained: bool = False,
+    ) -> AsyncIterator[StoredMessage]:
+        check_name(stream)
+        return read_in_order(self, stream, filters, since=since, headers_only=headers_only, until_drained=until_drained)
+
+    async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
+        self._consumer(stream, consumer).term(seq, reason, 0, 1)
+
     # -- core
+
+    def new_inbox(self) -> str:
+        return self.server.new_inbox()
+
+    async def attend(self, subject: str, queue: str | None, received: Callable[[Message], None]) -> Listener:
+        sink = Sink(self.server.core, subject, queue, received, self.connected)
+        self.server.core.add(sink)
+        return sink
+
+    async def send(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        if self._status is ConnectionStatus.CLOSED:
+            raise Disconnected("bus")
+        self.server.publish_core(subject, data, _NO_HEADERS, reply or None)
+
+    async def ask(self, subject: str, data: bytes, headers: Headers | None, timeout: float) -> CoreMessage:
+        return await self.request(subject, data, headers, timeout=timeout)
 
     async def core_publish(
         self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str | None = None

@@ -20,6 +20,7 @@ from nebengjek.bus.interface import (
     Delivery,
     Disconnected,
     PullStatus,
+    Push,
     SequencePair,
 )
 from nebengjek.bus.memory_clock import BrokerClock, Timer
@@ -143,7 +144,7 @@ class MemoryDelivery(Delivery):
 
     async def term(self, reason: str = "") -> None:
         self._settle()
-        self._of.term(self.seq, reason)
+        self._of.term(self.seq, reason, self.consumer_seq, self.deliveries)
 
     def _settle(self) -> None:
         if self._settled:
@@ -165,6 +166,28 @@ class Waiter(ABC):
         """There will be no message."""
 
 
+class Outlet(Waiter):
+    """What a push consumer delivers through."""
+
+    bound: bool
+    """Somebody listens."""
+
+    @abstractmethod
+    def look(self) -> None:
+        """See whether somebody listens, and deliver."""
+
+    @abstractmethod
+    def moved(self, push: Push) -> None:
+        """Deliver to another subject or group from now on."""
+
+    @abstractmethod
+    def answered(self, question: str) -> None:
+        """Who listens has come as far as ``question`` asked about."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
 class MemoryConsumer:
     """The state of one consumer.
 
@@ -178,6 +201,7 @@ class MemoryConsumer:
         self.name = name
         self.spec = spec
         self.deleted = False
+        self.outlet: Outlet | None = None
         self.waiting: deque[Waiter] = deque()
         self.woken = 0
         """Waiters that know of a message and have not come for it yet."""
@@ -228,7 +252,8 @@ class MemoryConsumer:
             self._start = spec.start_seq or 1
             chosen = [stored for stored in matching if stored.seq >= self._start]
         elif spec.deliver is Deliver.BY_TIME:
-            since = spec.start_time.timestamp() if spec.start_time else 0.0
+            # A little early: the moment that a message shows is rounded.
+            since = spec.start_time.timestamp() - 1e-6 if spec.start_time else 0.0
             chosen = [stored for stored in matching if stored.time >= since]
         else:
             chosen = []
@@ -254,6 +279,8 @@ class MemoryConsumer:
             self._release(old[seq], settled=False)
         self._arm(self._clock.monotonic())
         self._arm_idle()
+        if self.outlet is not None and spec.push is not None:
+            self.outlet.moved(spec.push)
         self.dispatch()
 
     def offer(self, stored: Stored) -> None:
@@ -270,7 +297,7 @@ class MemoryConsumer:
         if entry is not None:
             if advise:
                 reason = "Unacknowledged message was deleted"
-                self._terminated(entry, reason)
+                self._advise("MSG_TERMINATED", "terminated", seq, entry.consumer_seq, entry.deliveries, reason=reason)
             self._forget(seq)
             self._moved()
         elif seq in self._exhausted:
@@ -294,6 +321,11 @@ class MemoryConsumer:
         if self._gone > 1000 and self._gone > len(queue) // 2:
             self._queue = deque(stored for stored in queue if not stored.gone)
             self._gone = 0
+
+    @property
+    def next_seq(self) -> int:
+        """What lies below has been delivered, or passed."""
+        return self._next_seq
 
     @property
     def num_pending(self) -> int:
@@ -446,7 +478,7 @@ class MemoryConsumer:
         entry = self._pending.get(seq)
         if entry is None:
             return
-        self._advise("MSG_NAKED", "nak", entry)
+        self._advise("MSG_NAKED", "nak", seq, entry.consumer_seq, entry.deliveries)
         if delay <= 0:
             self._queue_again(seq)
             self.dispatch()
@@ -463,10 +495,9 @@ class MemoryConsumer:
         if entry is not None:
             entry.deadline = self._clock.monotonic() + self._wait(self._redelivered.get(seq, 0))
 
-    def term(self, seq: int, reason: str) -> None:
-        entry = self._pending.get(seq)
-        if entry is not None:
-            self._terminated(entry, reason)
+    def term(self, seq: int, reason: str, consumer_seq: int, deliveries: int) -> None:
+        more = {"reason": reason} if reason else {}
+        self._advise("MSG_TERMINATED", "terminated", seq, consumer_seq, deliveries, **more)
         self._settled(seq)
         if self.waiting:
             self.dispatch()
@@ -493,7 +524,7 @@ class MemoryConsumer:
         self._exhausted[seq] = entry.stored
         deliveries = self._redelivered.setdefault(seq, 0) + 1
         if deliveries == self.spec.max_deliver:
-            self._advise("MAX_DELIVERIES", "max_deliver", entry)
+            self._advise("MAX_DELIVERIES", "max_deliver", seq, None, deliveries)
         if not self._pending:
             self._moved()
 
@@ -555,6 +586,10 @@ class MemoryConsumer:
         else:
             self.dispatch()
 
+    def touch(self) -> None:
+        """Somebody came or went: the inactive threshold counts from now on."""
+        self._last_active = self._clock.monotonic()
+
     def _arm_idle(self) -> None:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -565,7 +600,7 @@ class MemoryConsumer:
 
     def _check_idle(self) -> None:
         now = self._clock.monotonic()
-        if self.waiting or self.woken:
+        if self.waiting or self.woken or (self.outlet is not None and self.outlet.bound):
             self._last_active = now
         if now - self._last_active >= self.spec.inactive_threshold:
             self.stream.expired(self)
@@ -585,6 +620,8 @@ class MemoryConsumer:
         for timer in (self._timer, self._pause_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
+        if self.outlet is not None:
+            self.outlet.close()
         self.drop_waiters(PullStatus.CONSUMER_DELETED)
         held = [entry.stored for entry in self._pending.values()]
         held += self._exhausted.values()
@@ -612,22 +649,21 @@ class MemoryConsumer:
             num_pending=self.num_pending,
             num_ack_pending=len(self._pending),
             num_redelivered=len(self._redelivered),
-            num_waiting=len(self.waiting),
+            num_waiting=len(self.waiting) if self.outlet is None else 0,
+            bound=self.outlet is not None and self.outlet.bound,
             paused_until=paused,
         )
 
-    def _terminated(self, entry: MemoryDelivery, reason: str) -> None:
-        self._advise("MSG_TERMINATED", "terminated", entry, reason=reason)
-
-    def _advise(self, kind: str, word: str, entry: MemoryDelivery, **more: str) -> None:
+    def _advise(self, kind: str, word: str, seq: int, consumer_seq: int | None, deliveries: int, **more: str) -> None:
         def body() -> dict[str, Any]:
+            numbers = {} if consumer_seq is None else {"consumer_seq": consumer_seq}
             return {
                 "type": f"io.nats.jetstream.advisory.v1.{word}",
                 "stream": self.stream.name,
                 "consumer": self.name,
-                "consumer_seq": entry.consumer_seq,
-                "stream_seq": entry.seq,
-                "deliveries": entry.deliveries,
+                **numbers,
+                "stream_seq": seq,
+                "deliveries": deliveries,
                 **more,
             }
 

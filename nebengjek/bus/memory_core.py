@@ -1,6 +1,7 @@
 """Core publish and subscribe of the memory broker: at most once, to whoever listens now (rule U3)."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -11,7 +12,21 @@ PENDING = 65_536
 """Messages that a subscription holds while its handler is busy; what comes then is lost, as with NATS."""
 
 
-class CoreSubscription(Subscription):
+class CoreListener(ABC):
+    """Somebody who listens to ``subject``, alone or in a queue group."""
+
+    subject: str
+    queue: str | None
+
+    @property
+    @abstractmethod
+    def connected(self) -> bool: ...
+
+    @abstractmethod
+    def deliver(self, message: CoreMessage) -> None: ...
+
+
+class CoreSubscription(CoreListener, Subscription):
     """One task that calls the handler for one message after the other."""
 
     def __init__(
@@ -69,30 +84,46 @@ class CoreRouter:
     """Who listens to what; of a queue group one member gets each message, in turn."""
 
     def __init__(self) -> None:
-        self._table: SubjectTable[CoreSubscription] = SubjectTable()
+        self._table: SubjectTable[CoreListener] = SubjectTable()
         self._turn = 0
+        self.watchers: set[Callable[[], None]] = set()
+        """Told when somebody began or ended to listen."""
         self.inboxes: dict[str, Callable[[CoreMessage], None]] = {}
         """Where replies go: an exact subject and what to do with the message."""
 
-    def add(self, subscription: CoreSubscription) -> None:
-        self._table.add(subscription.subject, subscription)
+    def add(self, listener: CoreListener) -> None:
+        self._table.add(listener.subject, listener)
+        self.changed()
 
-    def remove(self, subscription: CoreSubscription) -> None:
-        self._table.remove(subscription)
+    def remove(self, listener: CoreListener) -> None:
+        self._table.remove(listener)
+        self.changed()
+
+    def changed(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher()
 
     def listened(self, subject: str) -> bool:
         return subject in self.inboxes or any(one.connected for one in self._table.match(subject))
 
-    def deliver(self, subject: str, data: bytes, headers: Headers, reply: str | None) -> bool:
-        """Hand the message to all that listen; False when nobody does."""
+    def awaited(self, subject: str, queue: str | None) -> bool:
+        """Does somebody listen to exactly this, in exactly this group?"""
+        return any(
+            one.connected and one.subject == subject and one.queue == queue for one in self._table.match(subject)
+        )
+
+    def deliver(
+        self, subject: str, data: bytes, headers: Headers, reply: str | None, *, about: str | None = None
+    ) -> bool:
+        """Hand the message to all that listen; False when nobody does. ``about``: the subject that they see."""
         found = self._table.match(subject)
         inbox = self.inboxes.get(subject) if self.inboxes else None
         if not found and inbox is None:
             return False
-        message = CoreMessage(subject=subject, data=data, headers=dict(headers), reply=reply)
+        message = CoreMessage(subject=about or subject, data=data, headers=dict(headers), reply=reply)
         if inbox is not None:
             inbox(message)
-        groups: dict[str, list[CoreSubscription]] = {}
+        groups: dict[str, list[CoreListener]] = {}
         heard = inbox is not None
         for subscription in found:
             if not subscription.connected:

@@ -43,6 +43,15 @@ class PullWaiter(Waiter):
     ) -> Batch:
         consumer = self._consumer
         timer: Timer | None = None
+        spec = consumer.spec
+        if consumer.outlet is not None:
+            return Batch([], PullStatus.PUSH_BASED)
+        if (
+            0 < spec.max_batch < self._batch
+            or 0 < spec.max_expires < (expires or 0.0)
+            or 0 < spec.max_bytes < (self._bytes_left or 0)
+        ):
+            return Batch([], PullStatus.EXCEEDED)
         if len(consumer.waiting) >= consumer.spec.max_waiting > 0:
             if heartbeat is not None:
                 # The server is silent to a pull with a heartbeat: its absence is the answer.
@@ -170,6 +179,8 @@ class MemoryConsumption(Consumption):
                 if self._consumer is None:
                     return Batch([], PullStatus.NO_CONSUMER)
                 continue
+            if consumer.outlet is not None:
+                return Batch([], PullStatus.PUSH_BASED)
             messages = consumer.take(self._share(consumer, limit), self._connection)
             if messages:
                 self._last_pull = self._clock.monotonic()

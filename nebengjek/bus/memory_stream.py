@@ -37,6 +37,8 @@ from nebengjek.bus.interface import (
 )
 from nebengjek.bus.memory_clock import BrokerClock, Timer
 from nebengjek.bus.memory_consumer import MemoryConsumer, Stored, StreamSide
+from nebengjek.bus.memory_core import CoreRouter
+from nebengjek.bus.memory_push import Pusher
 from nebengjek.bus.memory_subjects import SubjectTable
 
 Advise = Callable[[str, Callable[[], dict[str, Any]]], None]
@@ -46,13 +48,14 @@ _UNLIMITED = 1 << 60
 class MemoryStream(StreamSide):
     """Messages by sequence. Removing one costs the same wherever it lies; the first sequence only moves up."""
 
-    def __init__(self, spec: StreamSpec, clock: BrokerClock, advise: Advise) -> None:
+    def __init__(self, spec: StreamSpec, clock: BrokerClock, advise: Advise, core: CoreRouter) -> None:
         self.name = spec.name
         self.spec = spec
         self.clock = clock
         self.last_seq = 0
         self.consumers: dict[str, MemoryConsumer] = {}
         self._advise = advise
+        self._core = core
         self._messages: dict[int, Stored] = {}
         self._first_seq = 1
         self._bytes = 0
@@ -312,12 +315,16 @@ class MemoryStream(StreamSide):
             return existing
         if 0 < self.spec.max_consumers <= len(self.consumers):
             raise ApiError(10026, "maximum consumers limit reached")
+        self._check_cycle(spec)
         self._check_work_queue(spec, None)
         claims_from = 0 if self._removes else self.last_seq
         consumer = MemoryConsumer(self, spec.name or secrets.token_hex(4), spec, claims_from=claims_from)
         consumer.begin(self._matching(spec))
         self.consumers[consumer.name] = consumer
         self._enter(consumer)
+        if spec.push is not None:
+            consumer.outlet = Pusher(consumer, spec.push, self._core, self.clock)
+            consumer.outlet.look()
         return consumer
 
     def update_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
@@ -326,11 +333,20 @@ class MemoryStream(StreamSide):
         if consumer is None:
             raise ApiError(10149, "the consumer does not exist")
         check_consumer_change(consumer.spec, spec)
+        self._check_cycle(spec)
+        old, new = consumer.spec.push, spec.push
+        if old is not None and new is not None and old.subject != new.subject and self._core.listened(old.subject):
+            raise ApiError(10013, "somebody listens to what this consumer delivers")
         self._check_work_queue(spec, consumer)
         self._takers.remove(consumer)
         consumer.refilter(spec, self._matching(spec))
         self._enter(consumer)
         return consumer
+
+    def _check_cycle(self, spec: ConsumerSpec) -> None:
+        push = spec.push
+        if push is not None and any(subject_matches(pattern, push.subject) for pattern in self.spec.subjects):
+            raise ApiError(10081, "what is delivered would be stored again")
 
     def _matching(self, spec: ConsumerSpec) -> list[Stored]:
         if not spec.filters:
@@ -344,9 +360,9 @@ class MemoryStream(StreamSide):
     def _check_work_queue(self, spec: ConsumerSpec, existing: MemoryConsumer | None) -> None:
         if self.spec.retention is not Retention.WORKQUEUE:
             return
-        if spec.ack is Ack.NONE:
+        if spec.ack is Ack.NONE and spec.push is None:
             raise ApiError(10084, "a work queue needs explicit acks")
-        if spec.ack is Ack.ALL:
+        if spec.ack is not Ack.EXPLICIT:
             raise ApiError(10098, "a work queue needs explicit acks")
         if spec.deliver is not Deliver.ALL:
             raise ApiError(10101, "a work queue delivers all")
@@ -387,8 +403,10 @@ class MemoryStream(StreamSide):
 
     def restarted(self) -> None:
         """The server came back: pulls are gone, ids are remembered only of what is still stored (D4)."""
-        for consumer in self.consumers.values():
+        for consumer in list(self.consumers.values()):
             consumer.drop_waiters(PullStatus.DISCONNECTED)
+            if consumer.spec.in_memory:
+                self.delete_consumer(consumer.name)
         oldest = self.clock.time() - self.spec.duplicate_window
         recent = [one for one in self._messages.values() if one.time > oldest and one.headers.get(MSG_ID)]
         self._ids = {one.headers[MSG_ID]: one.seq for one in recent}
