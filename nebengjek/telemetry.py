@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
+from msgspec import structs
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -257,7 +258,7 @@ class _OtelSpans:
         context = span.get_span_context()
         traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
         try:
-            yield trace._replace(traceparent=traceparent)
+            yield structs.replace(trace, traceparent=traceparent)
         except BaseException as error:
             # Only its kind: a message may quote personal data.
             span.set_status(self._failed, type(error).__name__)

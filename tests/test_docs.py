@@ -15,7 +15,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import rich_click as click
-from litestar.routes import HTTPRoute, WebSocketRoute
+from litestar.routes import ASGIRoute, HTTPRoute
 
 from nebengjek import telemetry, web
 from nebengjek.app import App
@@ -121,7 +121,9 @@ ROUTES = {
     if isinstance(route, HTTPRoute)
     for method in route.methods - {"OPTIONS", "HEAD"}
     if "{path" not in route.path_format
-} | {f"GET {route.path_format}" for route in APP.litestar.routes if isinstance(route, WebSocketRoute)}
+} | {
+    f"GET {route.path_format}" for route in APP.litestar.routes if isinstance(route, ASGIRoute) and route.path == "/ws"
+}
 STREAM_NAMES = {spec.name for spec in STREAMS}
 TABLES = metadata.tables
 

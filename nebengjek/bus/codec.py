@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from nebengjek.bus.interface import MSG_ID, CheckedHeaders, check_headers
+from nebengjek.bus.interface import MSG_ID, Envelope, check_headers
 from nebengjek.bus.tracing import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, TRACESTATE, Trace, current, new_trace
 from nebengjek.clock import Clock
-from nebengjek.contracts.message import Event, message_id, token, type_of
+from nebengjek.contracts.message import Event, token, type_of, uuid7
 
 E = TypeVar("E", bound=Event)
 
@@ -19,22 +19,20 @@ OCCURRED_AT = "Occurred-At"
 PRODUCER = "Producer"
 ORIGINAL_ID = "Original-Id"
 ONLY_FOR = "Only-For"
+REMEMBERED_TOKENS = 50_000
 
 
 class Undecodable(Exception):
     """Bytes that are not the event their subject says."""
 
 
-class Envelope(NamedTuple):
-    """A message as it is handed to the broker; made once, published as often as it takes."""
+class _Kind(NamedTuple):
+    """What all events of a type have in common. ``header_bytes``: of the headers, but for what varies."""
 
-    subject: str
-    data: bytes
-    headers: dict[str, str]
-
-    @property
-    def message_id(self) -> str:
-        return self.headers[MSG_ID]
+    type: str
+    key: str
+    number: str | None
+    header_bytes: int
 
 
 class Codec:
@@ -46,38 +44,52 @@ class Codec:
         self._clock = clock
         self._millisecond = 0
         self._text = ""
-        names = (MSG_ID, EVENT_TYPE, EVENT_VERSION, CORRELATION_ID, OCCURRED_AT, PRODUCER, TRACEPARENT)
-        moment = len("2026-01-01T00:00:00.000+00:00")
-        self._fixed_bytes = 12 + sum(len(name) + 4 for name in names) + len("1") + moment + len(producer)
         self._encode = msgspec.json.Encoder().encode
         self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
+        self._kinds: dict[type[Event], _Kind] = {}
+        self._tokens: set[str] = set()
 
     def envelope(self, event: Event, trace: Trace | None = None) -> Envelope:
         """Raises InvalidSubject when the event's key cannot be a token."""
-        event_type = type_of(event)
-        key = token(getattr(event, event.key))
+        event_type, key_field, number_field, size = self._kinds.get(event.__class__) or self._kind(event)
+        key = getattr(event, key_field)
+        if key not in self._tokens:
+            self._check(key)
+        number = getattr(event, number_field) if number_field is not None else uuid7()
+        name = f"{event_type}-{key}-{number}"
         cause = trace or current() or new_trace()
-        name = message_id(event)
-        headers = CheckedHeaders(
-            {
-                MSG_ID: name,
-                EVENT_TYPE: event_type,
-                EVENT_VERSION: "1",
-                CORRELATION_ID: cause.correlation_id,
-                OCCURRED_AT: self._moment(),
-                PRODUCER: self._producer,
-                TRACEPARENT: cause.traceparent,
-            }
-        )
-        size = self._fixed_bytes + len(name) + len(event_type) + len(cause.correlation_id) + len(cause.traceparent)
-        if cause.causation_id is not None:
-            headers[CAUSATION_ID] = cause.causation_id
-            size += len(CAUSATION_ID) + len(cause.causation_id) + 4
+        correlation_id, traceparent, causation_id = cause.correlation_id, cause.traceparent, cause.causation_id
+        headers = {
+            MSG_ID: name,
+            EVENT_TYPE: event_type,
+            EVENT_VERSION: "1",
+            CORRELATION_ID: correlation_id,
+            OCCURRED_AT: self._moment(),
+            PRODUCER: self._producer,
+            TRACEPARENT: traceparent,
+        }
+        size += len(name) + len(correlation_id) + len(traceparent)
+        if causation_id is not None:
+            headers[CAUSATION_ID] = causation_id
+            size += len(CAUSATION_ID) + len(causation_id) + 4
         if cause.tracestate:
             headers[TRACESTATE] = cause.tracestate
             size += len(TRACESTATE) + len(cause.tracestate) + 4
-        headers.wire_bytes = size
-        return Envelope(f"{event_type}.{key}", self._encode(event), headers)
+        return Envelope(f"{event_type}.{key}", self._encode(event), headers, size)
+
+    def _kind(self, event: Event) -> _Kind:
+        event_type = type_of(event)
+        names = (MSG_ID, EVENT_TYPE, EVENT_VERSION, CORRELATION_ID, OCCURRED_AT, PRODUCER, TRACEPARENT)
+        moment = len("2026-01-01T00:00:00.000+00:00")
+        fixed = 12 + sum(len(name) + 4 for name in names) + len("1") + moment + len(self._producer) + len(event_type)
+        kind = self._kinds[type(event)] = _Kind(event_type, event.key, event.number, fixed)
+        return kind
+
+    def _check(self, key: str) -> None:
+        """The same users and rides come again and again: a token that was fine is remembered."""
+        if len(self._tokens) >= REMEMBERED_TOKENS:
+            self._tokens.clear()
+        self._tokens.add(token(key))
 
     def _moment(self) -> str:
         """The present millisecond as text: made once for all messages of one millisecond."""
@@ -85,7 +97,7 @@ class Codec:
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             moment = datetime.fromtimestamp(millisecond / 1000, UTC)
-            self._text = f"{moment.isoformat(timespec='milliseconds')}"
+            self._text = moment.isoformat(timespec="milliseconds")
         return self._text
 
     def encode(self, value: Any) -> bytes:

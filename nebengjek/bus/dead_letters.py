@@ -14,12 +14,13 @@ from msgspec import Struct
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nebengjek.bus.codec import ONLY_FOR, ORIGINAL_ID, Envelope, original_id
+from nebengjek.bus.codec import ONLY_FOR, ORIGINAL_ID, original_id
 from nebengjek.bus.interface import (
     MAX_PAYLOAD,
     MSG_ID,
     ApiError,
     Broker,
+    Envelope,
     Headers,
     PubAck,
     StoredMessage,
@@ -80,7 +81,7 @@ class DeadLetters:
         async with self._begin() as tx:
             rows = (await tx.execute(select(dead_letters).order_by(dead_letters.c.created_at))).all()
         for row in rows:
-            await self._send(Envelope(row.subject, bytes(row.data), msgspec.json.decode(row.headers)))
+            await self._send(Envelope.of(row.subject, bytes(row.data), msgspec.json.decode(row.headers)))
 
     async def add(
         self, message: StoredMessage, *, consumer: str, deliveries: int, reason: str, error: str = ""
@@ -110,7 +111,7 @@ class DeadLetters:
         if len(message.data) > room:
             # Our headers make it longer than the server takes: better a part of it than nothing.
             headers[_CUT] = str(len(message.data))
-        envelope = Envelope(f"dead_letter.{message.stream}.{consumer}", message.data[:room], headers)
+        envelope = Envelope.of(f"dead_letter.{message.stream}.{consumer}", message.data[:room], headers)
         if self._begin is not None:
             row = {
                 "message_id": envelope.message_id,
@@ -152,7 +153,7 @@ class DeadLetters:
         headers = {k: v for k, v in message.headers.items() if not k.startswith(_PREFIX)}
         headers[MSG_ID] = uuid7()
         headers[ONLY_FOR] = message.headers[_CONSUMER]
-        await self._send(Envelope(message.headers[_SUBJECT], message.data, headers))
+        await self._send(Envelope.of(message.headers[_SUBJECT], message.data, headers))
         await self._remove(message)
         return _shown(message)
 

@@ -9,7 +9,7 @@ Over 300 lines because a port is read as a whole: its values, its errors, its pr
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
@@ -241,6 +241,27 @@ class PubAck(Struct, frozen=True):
     duplicate: bool = False
 
 
+class Envelope(Struct, frozen=True):
+    """A message as it is handed to the broker; made once, published as often as it takes.
+
+    Subject and headers were checked by whoever made it; ``header_bytes`` is what ``check_headers`` says of them.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    header_bytes: int
+
+    @classmethod
+    def of(cls, subject: str, data: bytes, headers: Mapping[str, str]) -> "Envelope":
+        """Raises InvalidSubject, InvalidHeader."""
+        return cls(check_subject(subject), data, headers, check_headers(headers))
+
+    @property
+    def message_id(self) -> str:
+        return self.headers[MSG_ID]
+
+
 class StoredMessage(Struct, frozen=True, kw_only=True):
     """A message as it lies in a stream."""
 
@@ -353,6 +374,7 @@ class Subscription(ABC):
     async def unsubscribe(self) -> None: ...
 
 
+Outcome = PubAck | NebengJekError | asyncio.Future[PubAck]
 CoreHandler = Callable[[CoreMessage], Awaitable[None]]
 Headers = Mapping[str, str]
 
@@ -535,13 +557,34 @@ class Broker(ABC):
 
     # messages
 
-    @abstractmethod
     def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
         """Publish to the stream that takes ``subject``, without waiting; the future holds the answer.
 
         Raises InvalidSubject, InvalidHeader, MaxPayload here; the future raises NoStream, PublishRefused or
         Disconnected. It may never be done when the connection dies: the caller bounds the wait.
         """
+        (outcome,) = self.submit_all((Envelope.of(subject, data, headers),))
+        if isinstance(outcome, asyncio.Future):
+            return outcome
+        if isinstance(outcome, Invalid):
+            raise outcome
+        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+        if isinstance(outcome, PubAck):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+        return future
+
+    @abstractmethod
+    def submit_all(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
+        """Publish many, in order, without waiting; for each its answer or its refusal, or the future of it.
+
+        The refusals and the futures are those of ``submit``. Headers and data are kept as they are: do not change them.
+        """
+
+    @abstractmethod
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        """What ``Delivery.ack`` does, for many of one consumer at less than the cost of each."""
 
     @abstractmethod
     async def settled(self, ack: PubAck) -> None:
@@ -664,19 +707,10 @@ def check_name(name: str) -> str:
     return name
 
 
-class CheckedHeaders(dict[str, str]):
-    """Headers whose maker has checked them and counted their bytes on the wire: nobody does it again."""
-
-    __slots__ = ("wire_bytes",)
-    wire_bytes: int
-
-
 def check_headers(headers: Headers) -> int:
     """Rule N6; returns the bytes that they take on the wire (``header_block_size``). Raises InvalidHeader."""
     if not headers:
         return 0
-    if type(headers) is CheckedHeaders:
-        return headers.wire_bytes
     # The usual case in a few passes of C: every key is known, no value has a character that needs a closer look.
     values = "|".join(headers.values())
     if (

@@ -40,12 +40,14 @@ from nebengjek.bus.interface import (
     Deliver,
     Delivery,
     Disconnected,
+    Envelope,
     Headers,
     InvalidHeader,
     MaxPayload,
     NoResponders,
     NoStream,
     NotPermitted,
+    Outcome,
     PubAck,
     PublishRefused,
     PullStatus,
@@ -164,12 +166,10 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 class _Publish:
-    __slots__ = ("data", "future", "headers", "subject", "token", "tries")
+    __slots__ = ("envelope", "future", "token", "tries")
 
-    def __init__(self, subject: str, data: bytes, headers: Headers, token: str, future: asyncio.Future[PubAck]) -> None:
-        self.subject = subject
-        self.data = data
-        self.headers = headers
+    def __init__(self, envelope: Envelope, token: str, future: asyncio.Future[PubAck]) -> None:
+        self.envelope = envelope
         self.token = token
         self.future = future
         self.tries = 0
@@ -439,7 +439,7 @@ class JetStreamBroker(Broker, Link, Line):
             log.error("nats.not_permitted", error=str(error), queue=refused.queue or None)
         waiting: list[tuple[str, asyncio.Future[Any]]] = []
         if refused.publish:
-            waiting += [(entry.subject, entry.future) for entry in self._published.values()]
+            waiting += [(entry.envelope.subject, entry.future) for entry in self._published.values()]
             waiting += self._asked.values()
             for subject, future in waiting:
                 if self._is(subject, refused) and not future.done():
@@ -751,22 +751,31 @@ class JetStreamBroker(Broker, Link, Line):
 
     # -- messages
 
-    def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
-        check_subject(subject)
-        self._check_payload(check_headers(headers) + len(data))
-        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+    def submit_all(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         if self._status is not ConnectionStatus.UP or self._deaf is not None:
-            future.set_exception(self._deaf or Disconnected("bus"))
-            return future
-        self._number += 1
-        entry = _Publish(subject, data, headers, f"p{self._number}", future)
-        if len(self._published) >= self._sweep_at:
-            # Whose caller stopped waiting, and whose answer never came.
-            self._published = {token: one for token, one in self._published.items() if not one.future.done()}
-            self._sweep_at = max(4096, 2 * len(self._published))
-        self._published[entry.token] = entry
-        self._post(entry)
-        return future
+            return [self._deaf or Disconnected("bus") for _ in envelopes]
+        loop = asyncio.get_running_loop()
+        outcomes: list[Outcome] = []
+        for envelope in envelopes:
+            try:
+                self._check_payload(envelope.header_bytes + len(envelope.data))
+            except MaxPayload as error:
+                outcomes.append(error)
+                continue
+            self._number += 1
+            entry = _Publish(envelope, f"p{self._number}", loop.create_future())
+            if len(self._published) >= self._sweep_at:
+                # Whose caller stopped waiting, and whose answer never came.
+                self._published = {token: one for token, one in self._published.items() if not one.future.done()}
+                self._sweep_at = max(4096, 2 * len(self._published))
+            self._published[entry.token] = entry
+            self._post(entry)
+            outcomes.append(entry.future)
+        return outcomes
+
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            await delivery.ack()
 
     def _check_payload(self, size: int) -> None:
         limit = self._client.max_payload if self._client is not None else MAX_PAYLOAD
@@ -786,9 +795,10 @@ class JetStreamBroker(Broker, Link, Line):
                 entry = self._outgoing.popleft()
                 if entry.future.done():
                     continue
+                one = entry.envelope
                 try:
                     reply = f"{self._inbox}.{entry.token}"
-                    await self.send(entry.subject, entry.data, reply=reply, headers=entry.headers)
+                    await self.send(one.subject, one.data, reply=reply, headers=one.headers)
                 except (Disconnected, MaxPayload, InvalidHeader) as error:
                     self._published.pop(entry.token, None)
                     entry.future.set_exception(error)
@@ -801,7 +811,7 @@ class JetStreamBroker(Broker, Link, Line):
                 entry.tries += 1
                 asyncio.get_running_loop().call_later(PUBLISH_PAUSE, self._again, entry)
                 return
-            outcome: PubAck | Exception = NoStream(f"no stream takes {entry.subject}")
+            outcome: PubAck | Exception = NoStream(f"no stream takes {entry.envelope.subject}")
         else:
             answer = _answer.decode(message.data)
             if answer.error is not None:

@@ -9,9 +9,9 @@ Over 300 lines because the port has so many methods.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 
@@ -30,10 +30,12 @@ from nebengjek.bus.interface import (
     Deliver,
     Delivery,
     Disconnected,
+    Envelope,
     Headers,
     MaxPayload,
     NoResponders,
     NoStream,
+    Outcome,
     PubAck,
     PublishRefused,
     PullStatus,
@@ -49,12 +51,12 @@ from nebengjek.bus.interface import (
     subjects_collide,
 )
 from nebengjek.bus.memory_clock import BrokerClock, LoopClock
-from nebengjek.bus.memory_consumer import MemoryConsumer
+from nebengjek.bus.memory_consumer import MemoryConsumer, MemoryDelivery
 from nebengjek.bus.memory_core import CoreRouter, CoreSubscription
 from nebengjek.bus.memory_pull import MemoryConsumption, PullWaiter
 from nebengjek.bus.memory_push import FLOW_PREFIX, Sink, heard_by_consumer
 from nebengjek.bus.memory_stream import MemoryStream
-from nebengjek.bus.memory_subjects import SubjectTable
+from nebengjek.bus.memory_subjects import SubjectTable, prefix_of
 from nebengjek.bus.ordered import read_in_order
 from nebengjek.bus.pushing import PushSource, open_source
 from nebengjek.bus.wire_delivery import ACK_PREFIX, Line, Listener, Message
@@ -109,6 +111,14 @@ class MemoryServer:
         found = self._takers.match(subject)
         return found[0] if found else None
 
+    def by_prefix(self, prefix: str, stream: MemoryStream | None) -> bool:
+        """Is all but a subject's last token enough to know who listens and who takes it in ``stream``?"""
+        return (
+            self._takers.by_prefix(prefix)
+            and self.core.by_prefix(prefix)
+            and (stream is None or stream.takers.by_prefix(prefix))
+        )
+
     def publish_core(self, subject: str, data: bytes, headers: Headers, reply: str | None) -> bool:
         """To whoever listens, and to the stream that takes the subject; False when neither exists."""
         if subject.startswith((ACK_PREFIX, FLOW_PREFIX)) and heard_by_consumer(
@@ -120,7 +130,8 @@ class MemoryServer:
         if stream is None:
             return heard
         try:
-            ack = stream.publish(subject, data, headers, check_headers(headers))
+            envelope = Envelope(subject, data, headers, check_headers(headers))
+            ack = stream.publish(envelope, stream.takers.match(subject), self.clock.time())
             answer: dict[str, Any] = {"stream": ack.stream, "seq": ack.seq}
             if ack.duplicate:
                 answer["duplicate"] = True
@@ -376,28 +387,49 @@ class MemoryBroker(Broker, Line):
 
     # -- messages
 
-    def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
-        check_subject(subject)
-        header_bytes = check_headers(headers)
-        if header_bytes + len(data) > MAX_PAYLOAD:
-            raise MaxPayload(f"{header_bytes + len(data)} bytes are more than {MAX_PAYLOAD}")
-        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+    def submit_all(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
         if self._status is not ConnectionStatus.UP:
-            future.set_exception(Disconnected("bus"))
-            return future
-        server = self.server
-        listened = server.core.deliver(subject, data, headers, _PUBLISHER)
-        stream = server.route(subject)
-        if stream is None:
-            # Rule P1: with a listener on the subject there is no "no responders", and nobody answers.
-            if not listened:
-                future.set_exception(NoStream(f"no stream takes {subject}"))
-            return future
-        try:
-            future.set_result(stream.publish(subject, data, headers, header_bytes))
-        except PublishRefused as refused:
-            future.set_exception(refused)
-        return future
+            return [Disconnected("bus") for _ in envelopes]
+        server, core = self.server, self.server.core
+        outcomes: list[Outcome] = []
+        kind: str | None = None
+        stream: MemoryStream | None = None
+        takers: tuple[MemoryConsumer, ...] = ()
+        listened = False
+        now = server.clock.time()
+        for envelope in envelopes:
+            subject, size = envelope.subject, envelope.header_bytes + len(envelope.data)
+            if size > MAX_PAYLOAD:
+                outcomes.append(MaxPayload(f"{size} bytes are more than {MAX_PAYLOAD}"))
+                continue
+            prefix = prefix_of(subject)
+            if prefix != kind:
+                # Who takes one takes the rest of its type: most of what comes together is.
+                stream = server.route(subject)
+                takers = stream.takers.match(subject) if stream is not None else ()
+                listened = core.listened(subject)
+                kind = prefix if server.by_prefix(prefix, stream) else None
+            if listened:
+                core.deliver(subject, envelope.data, envelope.headers, _PUBLISHER)
+            if stream is not None:
+                try:
+                    outcomes.append(stream.publish(envelope, takers, now))
+                except PublishRefused as refused:
+                    outcomes.append(refused)
+            elif listened:
+                # Rule P1: with a listener on the subject there is no "no responders", and nobody answers.
+                outcomes.append(asyncio.get_running_loop().create_future())
+            else:
+                outcomes.append(NoStream(f"no stream takes {subject}"))
+        return outcomes
+
+    async def ack_all(self, deliveries: Sequence[Delivery]) -> None:
+        if self._status is ConnectionStatus.CLOSED:
+            raise Disconnected("bus")
+        if deliveries:
+            first = deliveries[0]
+            assert isinstance(first, MemoryDelivery)
+            first.of.ack_all(cast(Sequence[MemoryDelivery], deliveries))
 
     async def settled(self, ack: PubAck) -> None:
         stored = self._check_up().stream(ack.stream).find(ack.seq)

@@ -6,9 +6,11 @@ One file over 300 lines, because its parts share one state and each delivery pas
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from nebengjek.bus.interface import (
     Ack,
@@ -28,23 +30,18 @@ from nebengjek.bus.memory_clock import BrokerClock, Timer
 NEVER = math.inf
 
 
-class Stored:
+class Stored(Struct):
     """A message in a stream. ``claims``: consumers that have not settled it; ``gone``: no longer in the stream."""
 
-    __slots__ = ("claims", "data", "gone", "headers", "seq", "size", "subject", "time", "waiters")
-
-    def __init__(
-        self, seq: int, subject: str, headers: Mapping[str, str], data: bytes, time: float, size: int, claims: int
-    ) -> None:
-        self.seq = seq
-        self.subject = subject
-        self.headers = headers
-        self.data = data
-        self.time = time
-        self.size = size
-        self.claims = claims
-        self.gone = False
-        self.waiters: list[Callable[[], None]] | None = None
+    seq: int
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+    time: float
+    size: int
+    claims: int
+    gone: bool = False
+    waiters: list[Callable[[], None]] | None = None
 
     def wake(self) -> None:
         """Tell those who wait for it that nobody has it in hand any more."""
@@ -69,8 +66,8 @@ class StreamSide(ABC):
     clock: BrokerClock
 
     @abstractmethod
-    def released(self, stored: Stored, *, settled: bool) -> None:
-        """The last consumer let go of a message: because it was settled, or because the consumer is no more."""
+    def released(self, freed: Sequence[Stored], *, settled: bool) -> None:
+        """The last consumer let go of these: because they were settled, or because the consumer is no more."""
 
     @abstractmethod
     def stored_from(self, seq: int) -> Iterator[Stored]:
@@ -88,7 +85,7 @@ class StreamSide(ABC):
 class MemoryDelivery(Delivery):
     """One delivery; the entry of its consumer's list of what is in hand, too."""
 
-    __slots__ = ("_connection", "_of", "_settled", "deadline", "first_seq", "stored")
+    __slots__ = ("_connection", "_settled", "deadline", "first_seq", "of", "stored")
 
     def __init__(
         self,
@@ -101,7 +98,7 @@ class MemoryDelivery(Delivery):
         deadline: float,
         connection: Connection,
     ) -> None:
-        self._of = of
+        self.of = of
         self._connection = connection
         self._settled = False
         self.stored = stored
@@ -122,31 +119,32 @@ class MemoryDelivery(Delivery):
         return datetime.fromtimestamp(self.stored.time, UTC)
 
     async def ack(self) -> None:
-        self._settle()
-        self._of.ack(self.seq)
+        self.settle()
+        self.of.ack(self.seq)
 
     async def ack_sync(self, timeout: float = 5.0) -> None:
-        self._settle()
+        self.settle()
         if not self._connection.connected():
             raise AckTimeout("bus", f"{self.stream}:{self.seq} was not confirmed")
-        self._of.ack(self.seq)
+        self.of.ack(self.seq)
 
     async def nak(self, delay: float = 0.0) -> None:
-        self._settle()
-        self._of.nak(self.seq, delay)
+        self.settle()
+        self.of.nak(self.seq, delay)
 
     async def in_progress(self) -> None:
         if self._settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         if self._connection.closed():
             raise Disconnected("bus")
-        self._of.in_progress(self.seq)
+        self.of.in_progress(self.seq)
 
     async def term(self, reason: str = "") -> None:
-        self._settle()
-        self._of.term(self.seq, reason, self.consumer_seq, self.deliveries)
+        self.settle()
+        self.of.term(self.seq, reason, self.consumer_seq, self.deliveries)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Once only: raises AlreadySettled."""
         if self._settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         if self._connection.closed():
@@ -452,6 +450,29 @@ class MemoryConsumer:
         if self.waiting:
             self.dispatch()
 
+    def ack_all(self, deliveries: Sequence[MemoryDelivery]) -> None:
+        """``MemoryDelivery.ack`` for each, and one look at who waits."""
+        plain = self.spec.ack is not Ack.ALL
+        pending, claims_from = self._pending, self._claims_from
+        freed: list[Stored] = []
+        for delivery in deliveries:
+            delivery.settle()
+            seq = delivery.seq
+            if plain and not self._redelivered and not self._again_set and pending.pop(seq, None) is not None:
+                if seq > claims_from:
+                    stored = delivery.stored
+                    stored.claims -= 1
+                    if not stored.claims:
+                        freed.append(stored)
+            else:
+                self.ack(seq)
+        if freed:
+            self.stream.released(freed, settled=True)
+        if not pending:
+            self._moved()
+        if self.waiting:
+            self.dispatch()
+
     def _settled(self, seq: int) -> None:
         entry = self._pending.pop(seq, None)
         if entry is not None:
@@ -472,7 +493,7 @@ class MemoryConsumer:
         if seq > self._claims_from:
             stored.claims -= 1
             if not stored.claims:
-                self.stream.released(stored, settled=True)
+                self.stream.released((stored,), settled=True)
 
     def nak(self, seq: int, delay: float) -> None:
         entry = self._pending.get(seq)
@@ -545,7 +566,7 @@ class MemoryConsumer:
         if stored.seq > self._claims_from and not stored.gone:
             stored.claims -= 1
             if not stored.claims:
-                self.stream.released(stored, settled=settled)
+                self.stream.released((stored,), settled=settled)
 
     # -- time
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from nebengjek.bus.interface import CoreHandler, CoreMessage, Headers, Subscription
 from nebengjek.bus.memory_subjects import SubjectTable
 
+INBOX = "_INBOX."
 PENDING = 65_536
 """Messages that a subscription holds while its handler is busy; what comes then is lost, as with NATS."""
 
@@ -102,6 +103,10 @@ class CoreRouter:
     def changed(self) -> None:
         for watcher in tuple(self.watchers):
             watcher()
+
+    def by_prefix(self, prefix: str) -> bool:
+        """Do all subjects that are ``prefix`` and one more token have the same listeners?"""
+        return prefix != INBOX and self._table.by_prefix(prefix)
 
     def listened(self, subject: str) -> bool:
         return subject in self.inboxes or any(one.connected for one in self._table.match(subject))

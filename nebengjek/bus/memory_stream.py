@@ -5,9 +5,11 @@ One file over 300 lines, because storing, limits and claims change the same coun
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
 
 from nebengjek.bus.checks import (
     any_collide,
@@ -25,6 +27,7 @@ from nebengjek.bus.interface import (
     ConsumerSpec,
     Deliver,
     Discard,
+    Envelope,
     PubAck,
     PublishRefused,
     PullStatus,
@@ -43,6 +46,16 @@ from nebengjek.bus.memory_subjects import SubjectTable
 
 Advise = Callable[[str, Callable[[], dict[str, Any]]], None]
 _UNLIMITED = 1 << 60
+ID_SLICE = 0.001
+"""Seconds of message ids that are forgotten together, when the last of them is old enough."""
+
+
+class _Ids(Struct):
+    """Message ids of one slice of time: an entry for each would cost more than the id."""
+
+    since: float
+    until: float
+    ids: list[str]
 
 
 class MemoryStream(StreamSide):
@@ -59,9 +72,9 @@ class MemoryStream(StreamSide):
         self._messages: dict[int, Stored] = {}
         self._first_seq = 1
         self._bytes = 0
-        self._takers: SubjectTable[MemoryConsumer] = SubjectTable()
+        self.takers: SubjectTable[MemoryConsumer] = SubjectTable()
         self._ids: dict[str, int] = {}
-        self._id_ages: deque[tuple[float, str]] = deque()
+        self._id_ages: deque[_Ids] = deque()
         self._last_id = ""
         self._of_subject: dict[str, dict[int, None]] = {}
         self._age_timer: Timer | None = None
@@ -71,6 +84,9 @@ class MemoryStream(StreamSide):
         spec = self.spec
         self._max_msgs = spec.max_msgs if spec.max_msgs > 0 else _UNLIMITED
         self._max_bytes = spec.max_bytes if spec.max_bytes > 0 else _UNLIMITED
+        self._max_size = spec.max_msg_size if spec.max_msg_size >= 0 else _UNLIMITED
+        self._refuses = spec.discard is Discard.NEW
+        self._window = spec.duplicate_window
         self._overhead = 16 if spec.storage is Storage.MEMORY else 30
         self._interest = spec.retention is Retention.INTEREST
         self._removes = spec.retention is not Retention.LIMITS
@@ -91,29 +107,34 @@ class MemoryStream(StreamSide):
 
     # -- storing
 
-    def publish(self, subject: str, data: bytes, headers: Mapping[str, str], header_bytes: int) -> PubAck:
-        """Store it, in the order of checks of rule P2. Raises PublishRefused 10054, 10060, 10070, 10071, 10077."""
-        now = self.clock.time()
+    def publish(self, envelope: Envelope, takers: tuple[MemoryConsumer, ...], now: float) -> PubAck:
+        """Store it, in the order of checks of rule P2; ``takers``: what ``takers.match`` says of its subject.
+
+        Raises PublishRefused 10054, 10060, 10070, 10071, 10077.
+        """
+        subject, data, headers = envelope.subject, envelope.data, envelope.headers
+        header_bytes = envelope.header_bytes
         message_id = ""
         if header_bytes:
             if EXPECTED_STREAM in headers or EXPECTED_LAST_SEQ in headers or EXPECTED_LAST_SUBJECT_SEQ in headers:
                 self._check_expected(subject, headers)
             message_id = headers.get(MSG_ID, "")
             if message_id:
-                self._forget_ids(now)
+                ages = self._id_ages
+                if ages and ages[0].until <= now - self._window:
+                    self._forget_ids(now)
                 known = self._ids.get(message_id)
                 if known is not None:
                     return PubAck(self.name, known, True)
-            if headers.get(EXPECTED_LAST_MSG_ID, self._last_id) != self._last_id:
+            if EXPECTED_LAST_MSG_ID in headers and headers[EXPECTED_LAST_MSG_ID] != self._last_id:
                 raise PublishRefused(10070, "wrong last msg ID")
         size = header_bytes + len(data)
-        if 0 <= self.spec.max_msg_size < size:
+        if size > self._max_size:
             raise PublishRefused(10054, "message size exceeds maximum allowed")
         size += len(subject) + self._overhead + (4 if header_bytes and self._overhead == 30 else 0)
-        takers = self._takers.match(subject)
         seq = self.last_seq + 1
         if takers or not self._interest:
-            if self.spec.discard is Discard.NEW:
+            if self._refuses:
                 self._check_room(subject, size)
             self.last_seq = seq
             self._store(Stored(seq, subject, headers, data, now, size, len(takers)), takers)
@@ -123,7 +144,11 @@ class MemoryStream(StreamSide):
                 self._first_seq = seq + 1
         if message_id:
             self._ids[message_id] = seq
-            self._id_ages.append((now, message_id))
+            if self._id_ages and now - self._id_ages[-1].since < ID_SLICE:
+                self._id_ages[-1].ids.append(message_id)
+                self._id_ages[-1].until = now
+            else:
+                self._id_ages.append(_Ids(now, now, [message_id]))
         self._last_id = message_id
         return PubAck(self.name, seq)
 
@@ -171,16 +196,17 @@ class MemoryStream(StreamSide):
             raise PublishRefused(10077, "maximum bytes exceeded", status=503)
 
     def _forget_ids(self, now: float) -> None:
-        ages, oldest = self._id_ages, now - self.spec.duplicate_window
-        while ages and ages[0][0] <= oldest:
-            del self._ids[ages.popleft()[1]]
+        ages, oldest = self._id_ages, now - self._window
+        while ages and ages[0].until <= oldest:
+            for message_id in ages.popleft().ids:
+                del self._ids[message_id]
 
     # -- removing
 
     def remove(self, stored: Stored, *, advise: bool = True) -> None:
         """Remove a message that somebody may still have in hand (eviction, age, delete, purge)."""
         self._drop(stored)
-        for consumer in self._takers.match(stored.subject):
+        for consumer in self.takers.match(stored.subject):
             consumer.removed(stored, advise=advise)
         stored.wake()
 
@@ -295,11 +321,13 @@ class MemoryStream(StreamSide):
 
     # -- claims
 
-    def released(self, stored: Stored, *, settled: bool) -> None:
+    def released(self, freed: Sequence[Stored], *, settled: bool) -> None:
         if (settled and self._removes) or self._interest:
-            self._drop(stored)
-        if stored.waiters is not None:
-            stored.wake()
+            for stored in freed:
+                self._drop(stored)
+        for stored in freed:
+            if stored.waiters is not None:
+                stored.wake()
 
     def advise(self, kind: str, consumer: str, body: Callable[[], dict[str, Any]]) -> None:
         self._advise(f"$JS.EVENT.ADVISORY.CONSUMER.{kind}.{self.name}.{consumer}", body)
@@ -338,7 +366,7 @@ class MemoryStream(StreamSide):
         if old is not None and new is not None and old.subject != new.subject and self._core.listened(old.subject):
             raise ApiError(10013, "somebody listens to what this consumer delivers")
         self._check_work_queue(spec, consumer)
-        self._takers.remove(consumer)
+        self.takers.remove(consumer)
         consumer.refilter(spec, self._matching(spec))
         self._enter(consumer)
         return consumer
@@ -355,7 +383,7 @@ class MemoryStream(StreamSide):
 
     def _enter(self, consumer: MemoryConsumer) -> None:
         for pattern in consumer.spec.filters or (">",):
-            self._takers.add(pattern, consumer)
+            self.takers.add(pattern, consumer)
 
     def _check_work_queue(self, spec: ConsumerSpec, existing: MemoryConsumer | None) -> None:
         if self.spec.retention is not Retention.WORKQUEUE:
@@ -379,7 +407,7 @@ class MemoryStream(StreamSide):
         consumer = self.consumers.pop(name, None)
         if consumer is None:
             raise ApiError(10014, "consumer not found", status=404)
-        self._takers.remove(consumer)
+        self.takers.remove(consumer)
         consumer.close()
 
     def expired(self, consumer: MemoryConsumer) -> None:
@@ -392,7 +420,7 @@ class MemoryStream(StreamSide):
         """It was deleted, or was in memory when the server ended."""
         for name in list(self.consumers):
             consumer = self.consumers.pop(name)
-            self._takers.remove(consumer)
+            self.takers.remove(consumer)
             consumer.close()
         if self._age_timer is not None:
             self._age_timer.cancel()
@@ -410,4 +438,4 @@ class MemoryStream(StreamSide):
         oldest = self.clock.time() - self.spec.duplicate_window
         recent = [one for one in self._messages.values() if one.time > oldest and one.headers.get(MSG_ID)]
         self._ids = {one.headers[MSG_ID]: one.seq for one in recent}
-        self._id_ages = deque((one.time, one.headers[MSG_ID]) for one in recent)
+        self._id_ages = deque(_Ids(one.time, one.time, [one.headers[MSG_ID]]) for one in recent)

@@ -7,6 +7,7 @@ Over 300 lines because the bus is one promise: publish, request, start, drain an
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
-from nebengjek.bus.codec import ONLY_FOR, Codec, Envelope, Undecodable
+from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.handling import Answering, Hearing, Watching
 from nebengjek.bus.inbox import Inbox
@@ -33,8 +34,10 @@ from nebengjek.bus.interface import (
     CoreMessage,
     Deliver,
     Disconnected,
+    Envelope,
     NoStream,
     NotPermitted,
+    Outcome,
     PubAck,
     PublishTimeout,
     Retention,
@@ -168,7 +171,8 @@ class MessageBus:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._background: list[asyncio.Task[Any]] = []
         self._outstanding = 0
-        self._landed = asyncio.Condition()
+        self._landed = asyncio.Event()
+        self._soon: list[tuple[Envelope, OnAck | None]] = []
         self._breakers: dict[str, Breaker] = {}
         self._causes = Causes()
         self._ensuring = asyncio.Lock()
@@ -231,6 +235,7 @@ class MessageBus:
             spec=spec,
             hearing=hearing,
             ensure_stream=self._ensure_stream,
+            hand_over=self._hand_over,
             delays=self._retry_delays,
             spans=self._spans,
             audit=self._audit,
@@ -388,18 +393,45 @@ class MessageBus:
         if not self._established.is_set():
             await self._wait_established()
         if self._outstanding >= self._window:
-            async with self._landed:
-                await self._landed.wait_for(lambda: self._outstanding < self._window)
-        future = self.broker.submit(*envelope)
-        if future.done() and future.exception() is None:
-            self._landed_well(envelope, future.result(), on_ack)
-            return
+            await self._until(lambda: self._outstanding < self._window)
         self._outstanding += 1
-        self._spawn(self._land(envelope, future, on_ack))
+        if not self._soon:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._soon.append((envelope, on_ack))
 
-    async def _land(self, envelope: Envelope, future: asyncio.Future[PubAck], on_ack: OnAck | None) -> None:
+    def _hand_over(self) -> None:
+        """Give the broker what ``publish_soon`` has gathered in this turn of the loop.
+
+        Also called before anything else is said, and before a handler's message is settled, so that order is kept.
+        """
+        if not self._soon:
+            return
+        soon, self._soon = self._soon, []
+        outcomes = self.broker.submit_all([envelope for envelope, _ in soon])
+        stored: Counter[str] = Counter()
+        for (envelope, on_ack), outcome in zip(soon, outcomes, strict=True):
+            if isinstance(outcome, PubAck):
+                stored[outcome.stream] += 1
+                if self._audit:
+                    self._log_published(envelope, outcome)
+                if on_ack is not None:
+                    on_ack(envelope, outcome)
+            else:
+                self._spawn(self._land(envelope, outcome, on_ack))
+        if stored:
+            for stream, count in stored.items():
+                self._observer.published(stream, count)
+            self._outstanding -= stored.total()
+            self._landed.set()
+
+    async def _until(self, met: Callable[[], bool]) -> None:
+        while not met():
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def _land(self, envelope: Envelope, outcome: Outcome, on_ack: OnAck | None) -> None:
         try:
-            ack = await self._send(envelope, future)
+            ack = await self._send(envelope, outcome)
         except NebengJekError as error:
             self._not_published(envelope, error, on_ack)
         except asyncio.CancelledError:
@@ -410,8 +442,7 @@ class MessageBus:
                 on_ack(envelope, ack)
         finally:
             self._outstanding -= 1
-            async with self._landed:
-                self._landed.notify_all()
+            self._landed.set()
 
     def _not_published(self, envelope: Envelope, error: NebengJekError, on_ack: OnAck | None) -> None:
         if on_ack is not None:
@@ -419,33 +450,31 @@ class MessageBus:
         else:
             log.error("message.not_published", subject=envelope.subject, error=str(error))
 
-    def _landed_well(self, envelope: Envelope, ack: PubAck, on_ack: OnAck | None) -> None:
-        self._observer.published(ack.stream)
-        if self._audit:
-            log.debug("message.published", id=envelope.message_id, subject=envelope.subject, seq=ack.seq)
-        if on_ack is not None:
-            on_ack(envelope, ack)
+    @staticmethod
+    def _log_published(envelope: Envelope, ack: PubAck) -> None:
+        log.debug("message.published", id=envelope.message_id, subject=envelope.subject, seq=ack.seq)
 
     async def flush(self) -> None:
         """Return when everything that ``publish_soon`` took has been stored or refused."""
-        async with self._landed:
-            await self._landed.wait_for(lambda: self._outstanding == 0)
+        self._hand_over()
+        await self._until(lambda: self._outstanding == 0)
 
-    async def _send(self, envelope: Envelope, future: asyncio.Future[PubAck] | None = None) -> PubAck:
+    async def _send(self, envelope: Envelope, outcome: Outcome | None = None) -> PubAck:
+        """``outcome``: of the first try, if it was made already."""
         if not self._established.is_set():
             await self._wait_established()
+        self._hand_over()
         pause = 0.1
         for tries_left in reversed(range(PUBLISH_TRIES)):
             try:
-                future = future or self.broker.submit(*envelope)
-                ack = await asyncio.wait_for(future, PUBLISH_TIMEOUT) if not future.done() else future.result()
+                ack = await _answer_of(outcome or self.broker.submit_all((envelope,))[0])
             except (TimeoutError, Disconnected, PublishTimeout) as error:
                 if not tries_left:
                     self._observer.publish_failed("timeout")
                     raise PublishTimeout("bus") from error
                 await asyncio.sleep(pause)
                 pause *= 2
-                future = None
+                outcome = None
                 if self.broker.status is not ConnectionStatus.UP:
                     await self._wait_connected()
             except (ApiError, NoStream, NotPermitted) as error:
@@ -453,7 +482,9 @@ class MessageBus:
                 self._observer.publish_failed(str(code))
                 raise
             else:
-                self._landed_well(envelope, ack, None)
+                self._observer.published(ack.stream)
+                if self._audit:
+                    self._log_published(envelope, ack)
                 return ack
         raise AssertionError("unreachable")
 
@@ -656,6 +687,14 @@ class MessageBus:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _answer_of(outcome: Outcome) -> PubAck:
+    if isinstance(outcome, asyncio.Future):
+        return outcome.result() if outcome.done() else await asyncio.wait_for(outcome, PUBLISH_TIMEOUT)
+    if isinstance(outcome, NebengJekError):
+        raise outcome
+    return outcome
 
 
 def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:

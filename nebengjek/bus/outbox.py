@@ -21,8 +21,8 @@ from sqlalchemy import Row, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nebengjek.bus.codec import Codec, Envelope
-from nebengjek.bus.interface import Broker, ConnectionStatus, PubAck
+from nebengjek.bus.codec import Codec
+from nebengjek.bus.interface import Broker, ConnectionStatus, Envelope, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
 from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock
@@ -211,7 +211,7 @@ class Outbox:
     async def _relay(self, rows: Sequence[Row[Any]]) -> bool:
         """The rows of one entity, in order; after one that fails the rest waits. False: the first one failed."""
         for index, row in enumerate(rows):
-            envelope = Envelope(row.subject, bytes(row.data), msgspec.json.decode(row.headers))
+            envelope = Envelope.of(row.subject, bytes(row.data), msgspec.json.decode(row.headers))
             try:
                 ack = await self._send(envelope)
             except NebengJekError as error:

@@ -42,25 +42,44 @@ CONSUMER_EXISTS = 10148
 log = structlog.stdlib.get_logger("nebengjek.bus")
 
 
+class Cause:
+    """The events of a running batch and what they came in."""
+
+    def __init__(self, events: Sequence[Event], deliveries: Sequence[Delivery]) -> None:
+        self._events = events
+        self._deliveries = deliveries
+        self._by_id: dict[int, Delivery] | None = None
+
+    def delivery(self, event: Event) -> Delivery | None:
+        if self._by_id is None:
+            self._by_id = dict(zip(map(id, self._events), self._deliveries, strict=True))
+        return self._by_id.get(id(event))
+
+
 class Causes:
     """Which message caused which event of a batch, so that each answer continues its own trace."""
 
     def __init__(self) -> None:
-        self._deliveries: dict[int, Delivery] = {}
+        self._running: dict[Cause, None] = {}
 
-    def note(self, event: Event, delivery: Delivery) -> None:
-        self._deliveries[id(event)] = delivery
+    def note(self, cause: Cause) -> None:
+        self._running[cause] = None
 
-    def forget(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._deliveries.pop(id(event), None)
+    def forget(self, cause: Cause) -> None:
+        del self._running[cause]
 
     def trace(self, event: Event) -> Trace | None:
-        """The trace that ``event`` of the running batch belongs to."""
-        delivery = self._deliveries.get(id(event))
-        if delivery is None:
-            return current()
-        return from_headers(delivery.headers, original_id(delivery.headers, delivery.stream, delivery.seq))
+        """The trace that ``event`` of a running batch belongs to."""
+        for cause in self._running:
+            delivery = cause.delivery(event)
+            if delivery is not None:
+                headers = delivery.headers
+                return from_headers(headers, original_id(headers, delivery.stream, delivery.seq))
+        return current()
+
+
+class _MeantForAnother(Exception):
+    """A replayed dead letter of another consumer."""
 
 
 class Runner:
@@ -80,6 +99,7 @@ class Runner:
         spec: ConsumerSpec,
         hearing: Hearing,
         ensure_stream: Callable[[str], Awaitable[None]],
+        hand_over: Callable[[], None],
         delays: Sequence[float],
         spans: Spans | None = None,
         audit: bool = False,
@@ -96,6 +116,7 @@ class Runner:
         self._causes = causes
         self._hearing = hearing
         self._ensure_stream = ensure_stream
+        self._hand_over = hand_over
         self._delays = delays
         self._spans = spans
         self._audit = audit
@@ -185,8 +206,7 @@ class Runner:
         redelivered = sum(1 for message in messages if message.deliveries > 1)
         self._observer.delivered(self.stream, self.consumer, len(messages), redelivered)
         if self._hearing.batch:
-            for message in messages:
-                self._running[message] = None
+            self._running.update(dict.fromkeys(messages))
             await self._slots.acquire()
             self._start(self._handle_batch(messages), messages)
             return
@@ -269,8 +289,10 @@ class Runner:
     # -- one message
 
     async def _handle(self, delivery: Delivery) -> None:
-        event = await self._decode(delivery)
-        if event is None:
+        try:
+            event = self._decode(delivery)
+        except (Undecodable, _MeantForAnother) as error:
+            await self._not_read(delivery, error)
             return
         key = getattr(event, self._hearing.ordered_by) if self._hearing.ordered_by else None
         if key is not None:
@@ -296,6 +318,7 @@ class Runner:
         except Exception as error:
             await self._failed(delivery, error)
         else:
+            self._hand_over()
             await self._ack(delivery)
         finally:
             self._observer.handled(self.consumer, self._broker.monotonic() - started)
@@ -345,13 +368,16 @@ class Runner:
         events: list[Event] = []
         known: list[Delivery] = []
         for delivery in deliveries:
-            event = await self._decode(delivery)
-            if event is not None:
-                events.append(event)
+            try:
+                events.append(self._decode(delivery))
+            except (Undecodable, _MeantForAnother) as error:
+                await self._not_read(delivery, error)
+            else:
                 known.append(delivery)
-                self._causes.note(event, delivery)
         if not events:
             return
+        cause = Cause(events, known)
+        self._causes.note(cause)
         started = self._broker.monotonic()
         try:
             failed = {id(event) for event in await self._call(events) or ()}
@@ -364,30 +390,35 @@ class Runner:
                 await self._handle_batch([delivery])
             return
         finally:
-            self._causes.forget(events)
+            self._causes.forget(cause)
             self._observer.handled(self.consumer, self._broker.monotonic() - started)
-        for event, delivery in zip(events, known, strict=True):
-            if id(event) in failed:
-                await self._failed(delivery, RuntimeError("the batch handler gave it back"))
-            else:
-                self._running.pop(delivery, None)
-                await delivery.ack()
-        acked = len(events) - len(failed)
-        self.handled += acked
-        self._observer.settled(self.consumer, "acked", acked)
+        self._hand_over()
+        acked = known
+        if failed:
+            acked = []
+            for event, delivery in zip(events, known, strict=True):
+                if id(event) in failed:
+                    await self._failed(delivery, RuntimeError("the batch handler gave it back"))
+                else:
+                    acked.append(delivery)
+        for delivery in acked:
+            del self._running[delivery]
+        await self._broker.ack_all(acked)
+        self.handled += len(acked)
+        self._observer.settled(self.consumer, "acked", len(acked))
 
     # -- settling
 
-    async def _decode(self, delivery: Delivery) -> Event | None:
-        only_for = delivery.headers.get(ONLY_FOR)
-        if only_for is not None and only_for != self.consumer:
-            await self._ack(delivery)
-            return None
-        try:
-            return self._codec.decode(delivery.data, self._hearing.event)
-        except Undecodable as error:
+    def _decode(self, delivery: Delivery) -> Event:
+        if ONLY_FOR in delivery.headers and delivery.headers[ONLY_FOR] != self.consumer:
+            raise _MeantForAnother
+        return self._codec.decode(delivery.data, self._hearing.event)
+
+    async def _not_read(self, delivery: Delivery, error: Exception) -> None:
+        if isinstance(error, Undecodable):
             await self._bury(delivery, "undecodable", error)
-            return None
+        else:
+            await self._ack(delivery)
 
     def _context(self, delivery: Delivery, message_id: str) -> Context:
         return Context(

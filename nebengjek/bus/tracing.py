@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from nebengjek.contracts.message import uuid7
 
@@ -17,10 +18,11 @@ CORRELATION_ID = "Correlation-Id"
 CAUSATION_ID = "Causation-Id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
+TRACEPARENT_LENGTH = 55
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Trace(NamedTuple):
+class Trace(Struct, frozen=True):
     """``causation_id``: the message that is being handled; None at the beginning."""
 
     correlation_id: str
@@ -39,18 +41,12 @@ def current() -> Trace | None:
 
 def new_trace(correlation_id: str | None = None, traceparent: str | None = None) -> Trace:
     """The beginning of a trace, or the continuation of the caller's ``traceparent`` if that is one."""
-    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
-        bits = f"{random.getrandbits(192):048x}"
-        # Without an id of the caller's the trace id is the correlation id: both name the same thing.
-        return Trace(correlation_id or bits[:32], f"00-{bits[:32]}-{bits[32:]}-01")
-    return Trace(correlation_id or uuid7(), traceparent)
-
-
-def child(traceparent: str) -> str:
-    """The same trace, another span; a new trace where ``traceparent`` is none."""
-    if not _TRACEPARENT.fullmatch(traceparent):
-        return new_trace().traceparent
-    return f"{traceparent[:36]}{_span_id()}{traceparent[52:]}"
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        return Trace(correlation_id or uuid7(), traceparent)
+    bits = random.randbytes(24).hex()
+    trace_id = bits[:32]
+    # Without an id of the caller's the trace id is the correlation id: both name the same thing.
+    return Trace(correlation_id or trace_id, f"00-{trace_id}-{bits[32:]}-01")
 
 
 def enter(trace: Trace | None) -> Token[Trace | None]:
@@ -73,15 +69,13 @@ def tracing(trace: Trace) -> Iterator[Trace]:
 
 
 def from_headers(headers: Mapping[str, str], message_id: str) -> Trace:
-    """The trace that a received message continues."""
+    """The trace that a received message continues.
+
+    Its ``traceparent`` goes on as it came: where spans are recorded (``Spans``) each makes its own below it, and a
+    span that nobody records would only make the caller's unfindable.
+    """
     traceparent = headers.get(TRACEPARENT)
-    return Trace(
-        headers.get(CORRELATION_ID) or message_id,
-        child(traceparent) if traceparent else new_trace().traceparent,
-        message_id,
-        headers.get(TRACESTATE),
-    )
-
-
-def _span_id() -> str:
-    return f"{random.getrandbits(64):016x}"
+    # Whether the digits are digits was looked at where the trace came in; this runs for each message.
+    if traceparent is None or len(traceparent) != TRACEPARENT_LENGTH or traceparent[2] != "-":
+        traceparent = new_trace().traceparent
+    return Trace(headers.get(CORRELATION_ID) or message_id, traceparent, message_id, headers.get(TRACESTATE))

@@ -81,21 +81,25 @@ class LocationService:
             accepted = [event for event, verdict in zip(events, verdicts, strict=True) if verdict in ("fresh", "late")]
             await self._journeys.follow(accepted, tracks)
             near = await self._points.load({track.other(user_id) for user_id, track in tracks.items()})
+        publish_soon = self._bus.publish_soon
         for event, said in zip(events, verdicts, strict=True):
-            await self._bus.publish_soon(self._answer(event, said, tracks, near), because=event)
+            track = tracks.get(event.user_id)
+            answer: LocationStored | LocationRefused
+            if said in ("future", "teleport"):
+                answer = self._refused(event, said)
+            elif track is None or said == "late":
+                # The other party sees where somebody is, not where he was.
+                answer = _stored(event)
+            else:
+                answer = _tracked(event, track, near)
+            await publish_soon(answer, because=event)
 
-    def _answer(
-        self, event: LocationUpdate, verdict: str, tracks: dict[str, Track], near: dict[str, UserState]
-    ) -> LocationStored | LocationRefused:
+    def _refused(self, event: LocationUpdate, verdict: str) -> LocationRefused:
         if verdict == "future":
             message = f"the phone's clock is more than {self._skew.total_seconds():.0f} s ahead"
-            return LocationRefused(user_id=event.user_id, reason=verdict, message=message, frame=event.frame)
-        if verdict == "teleport":
+        else:
             message = f"faster than {self._max_speed_kmh:.0f} km/h from the last point"
-            return LocationRefused(user_id=event.user_id, reason=verdict, message=message, frame=event.frame)
-        track = tracks.get(event.user_id)
-        # The other party sees where somebody is, not where he was.
-        return _stored(event) if track is None or verdict == "late" else _tracked(event, track, near)
+        return LocationRefused(user_id=event.user_id, reason=verdict, message=message, frame=event.frame)
 
     async def _flag(self, user_ids: Sequence[str]) -> None:
         async with self._database.begin() as tx:

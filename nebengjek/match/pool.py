@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nebengjek.contracts.geo import Location, distance_km
+from nebengjek.contracts.geo import Location, Place, distance_km
 from nebengjek.contracts.users import VehicleType
 from nebengjek.faststate import RedisClient, RedisScript
 from nebengjek.match.dispatch import Candidate
@@ -28,7 +28,7 @@ class Pool(ABC):
     async def leave(self, driver_id: str) -> None: ...
 
     @abstractmethod
-    async def move(self, points: Sequence[tuple[str, Location, datetime]]) -> list[str]:
+    async def move(self, points: Sequence[tuple[str, Place, datetime]]) -> list[str]:
         """Move those who are in the pool and were last seen before their point; return who moved, each once."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Pool(ABC):
     async def close_search(self, search_id: str) -> None: ...
 
     @abstractmethod
-    async def searches_near(self, location: Location, radius_km: float) -> list[str]:
+    async def searches_near(self, location: Place, radius_km: float) -> list[str]:
         """Nearest first."""
 
 
@@ -90,14 +90,14 @@ class MemoryPool(Pool):
     async def leave(self, driver_id: str) -> None:
         self.grid.remove(driver_id)
 
-    async def move(self, points: Sequence[tuple[str, Location, datetime]]) -> list[str]:
+    async def move(self, points: Sequence[tuple[str, Place, datetime]]) -> list[str]:
         known = self.grid.entries
         moved: dict[str, None] = {}
         for user_id, location, seen in points:
             entry = known.get(user_id)  # most phones are not in the pool, and this is all they cost
             if entry is not None and seen > entry.value.seen:
                 entry.value.seen = seen
-                entry.value.location = location
+                entry.value.location = Location(latitude=location.latitude, longitude=location.longitude)
                 self.grid.move(entry, location.latitude, location.longitude)
                 moved[user_id] = None
         return list(moved)
@@ -151,7 +151,7 @@ class MemoryPool(Pool):
     async def close_search(self, search_id: str) -> None:
         self._searches.remove(search_id)
 
-    async def searches_near(self, location: Location, radius_km: float) -> list[str]:
+    async def searches_near(self, location: Place, radius_km: float) -> list[str]:
         if not self._searches.entries:
             return []
         everybody = len(self._searches)
@@ -288,7 +288,7 @@ class RedisPool(Pool):
     async def leave(self, driver_id: str) -> None:
         await self._leave(_DRIVERS, driver_id)
 
-    async def move(self, points: Sequence[tuple[str, Location, datetime]]) -> list[str]:
+    async def move(self, points: Sequence[tuple[str, Place, datetime]]) -> list[str]:
         if not points:
             return []
         arguments: list[Any] = []
@@ -341,7 +341,7 @@ class RedisPool(Pool):
     async def close_search(self, search_id: str) -> None:
         await self._close(_SEARCHES, search_id)
 
-    async def searches_near(self, location: Location, radius_km: float) -> list[str]:
+    async def searches_near(self, location: Place, radius_km: float) -> list[str]:
         near = []
         for search_id, profile in _pairs(await self._near(_SEARCHES, *_indexed(location), _widened(radius_km))):
             latitude, longitude = profile.split(" ")
@@ -351,12 +351,12 @@ class RedisPool(Pool):
         return [search_id for _, search_id in sorted(near)]
 
 
-def _indexed(location: Location) -> tuple[float, float]:
+def _indexed(location: Place) -> tuple[float, float]:
     """Longitude and latitude as the geo set takes them."""
     return location.longitude, max(-_MOST_NORTHERN, min(_MOST_NORTHERN, location.latitude))
 
 
-def _exact(location: Location) -> str:
+def _exact(location: Place) -> str:
     return f"{location.latitude!r} {location.longitude!r}"
 
 

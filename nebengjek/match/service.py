@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus.handling import Context, Retry
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
-from nebengjek.contracts.geo import DETOUR, Location, distance_km, eta_minutes
+from nebengjek.contracts.geo import DETOUR, Location, Place, distance_km, eta_minutes
 from nebengjek.contracts.location import LatestLocations, LocationUpdate
 from nebengjek.contracts.match import (
     AcceptMatch,
@@ -92,7 +92,7 @@ class MatchService:
         self._open_within = timedelta(seconds=open_within)
         self._open_check = timedelta(seconds=open_check)
         self._looked: dict[str, set[str]] = {}
-        self._appeared: dict[str, Location] = {}
+        self._appeared: dict[str, Place] = {}
         self._dispatching = False
         self._proposed: dict[str, set[str]] = {}
         self._reconciled_at: datetime | None = None
@@ -157,19 +157,11 @@ class MatchService:
 
     async def points(self, events: Sequence[LocationUpdate]) -> None:
         """Free drivers move; searches that they come near look at them once a second at most."""
-        moves = [
-            (
-                event.user_id,
-                Location(latitude=event.point.latitude, longitude=event.point.longitude),
-                event.received_at,
-            )
-            for event in events
-        ]
-        moved = set(await self._pool.move(moves))
+        moved = set(await self._pool.move([(event.user_id, event.point, event.received_at) for event in events]))
         if moved:
-            await self._dispatch_near([(user_id, place) for user_id, place, _ in moves if user_id in moved])
+            await self._dispatch_near([(event.user_id, event.point) for event in events if event.user_id in moved])
 
-    async def _dispatch_near(self, drivers: Iterable[tuple[str, Location]]) -> None:
+    async def _dispatch_near(self, drivers: Iterable[tuple[str, Place]]) -> None:
         """Propose drivers who appeared or moved to the searches around them.
 
         One handler at a time does it for all: the others leave their drivers to him and go on, or a rush of drivers
@@ -188,7 +180,7 @@ class MatchService:
         finally:
             self._dispatching = False
 
-    async def _offer(self, driver_id: str, place: Location) -> None:
+    async def _offer(self, driver_id: str, place: Place) -> None:
         """Look at the searches around a driver, nearest first, until he has enough proposals."""
         near = []
         for search_id in await self._pool.searches_near(place, self._radius_km):

@@ -40,12 +40,12 @@ class Connection:
         self.identity = identity
         self.last_seq = last_seq
         self.close_code: int | None = None
-        self.closing = asyncio.Event()
         self._mailbox = mailbox
         self._answers: deque[bytes] = deque()
         self._newest: dict[str, bytes] = {}
         self._mail = False
-        self._wake = asyncio.Event()
+        self._bell: asyncio.Future[None] | None = None
+        """Set while the sender has nothing to do: what wakes it."""
 
     @property
     def user_id(self) -> str:
@@ -56,30 +56,36 @@ class Connection:
         self._answers.append(frame)
         if len(self._answers) > MAX_ANSWERS:
             self.close(SLOW_PHONE)
-        self._wake.set()
+        self._wake()
 
     def show(self, kind: str, frame: bytes) -> None:
         """Send ``frame`` unless a newer one of its kind comes first."""
         self._newest[kind] = frame
-        self._wake.set()
+        self._wake()
 
     def ring(self) -> None:
         """The mailbox holds more."""
         self._mail = True
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
 
     def close(self, code: int) -> None:
         """Ask the socket's owner to close it."""
         if self.close_code is None:
             self.close_code = code
-        self.closing.set()
-        self._wake.set()
+        self._wake()
 
     async def send_all(self, send: Send) -> None:
         """Send what comes until the connection is to be closed."""
-        while not self.closing.is_set():
-            await self._wake.wait()
-            self._wake.clear()
+        loop = asyncio.get_running_loop()
+        while self.close_code is None:
+            if not self._answers and not self._mail and not self._newest:
+                self._bell = loop.create_future()
+                await self._bell
+                self._bell = None
             while self._answers:
                 await send(self._answers.popleft().decode())
             if self._mail:
@@ -88,8 +94,7 @@ class Connection:
                     await send(frame.data.decode())
                     self.last_seq = frame.seq
             while self._newest:
-                kind = next(iter(self._newest))
-                await send(self._newest.pop(kind).decode())
+                await send(self._newest.pop(next(iter(self._newest))).decode())
 
 
 class Delivery:

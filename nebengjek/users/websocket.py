@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 from litestar import WebSocket
-from litestar.exceptions import WebSocketDisconnect
-from litestar.handlers import WebsocketRouteHandler
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.handlers import ASGIRouteHandler
+from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from nebengjek.bus.messaging import MessageBus, RemoteError
@@ -36,7 +38,7 @@ from nebengjek.errors import (
 from nebengjek.faststate import FastState
 from nebengjek.realtime.delivery import TOKEN_ENDED, Connection, Delivery, encode_frame
 from nebengjek.users import frames
-from nebengjek.users.frames import SAYS, ErrorData, Frame, SessionReady
+from nebengjek.users.frames import FRAMES, SAYS, ErrorData, Frame, SessionReady
 from nebengjek.users.service import UsersService
 from nebengjek.web import Identity
 
@@ -51,9 +53,8 @@ FINISH_SECONDS = 15.0
 
 log = structlog.stdlib.get_logger("nebengjek.users.websocket")
 
-_frame = msgspec.json.Decoder(Frame)
-_point = msgspec.json.Decoder(frames.LocationData)
-_data = {event: msgspec.json.Decoder(shape) for event, shape in SAYS.items()}
+_frames: msgspec.json.Decoder[Any] = msgspec.json.Decoder(FRAMES)
+_any_frame = msgspec.json.Decoder(Frame)
 
 
 class Authenticate(Protocol):
@@ -119,24 +120,27 @@ class PhoneSocket:
         self.settings = settings
         self._authenticate = authenticate
 
-    def route(self) -> WebsocketRouteHandler:
-        async def phone(socket: WebSocket[Any, Any, Any]) -> None:
-            await self.serve(socket)
+    def route(self) -> ASGIRouteHandler:
+        # Frames pass as ASGI messages: a wrapper around each of them is what most of them would cost.
+        async def phone(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != ScopeType.WEBSOCKET:
+                raise HTTPException(status_code=426, detail="this is a WebSocket", headers={"Upgrade": "websocket"})
+            await self.serve(WebSocket(scope, receive, send), receive, send)
 
-        return WebsocketRouteHandler("/ws", opt={"public": True})(phone)
+        return ASGIRouteHandler("/ws", opt={"public": True}, copy_scope=False)(phone)
 
-    async def serve(self, socket: WebSocket[Any, Any, Any]) -> None:
+    async def serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send) -> None:
         """Accept, tell what is going on, and go on until either side closes."""
         offered = socket.scope.get("subprotocols") or []
         await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
-            await self._serve(socket, _token(socket, offered))
+            await self._serve(socket, receive, send, _token(socket, offered))
         except (Unauthenticated, NotFound) as error:
             await socket.close(code=TOKEN_ENDED, reason=str(error)[:100])
         except Unavailable as error:
             await socket.close(code=TRY_AGAIN, reason=error.message[:100])
 
-    async def _serve(self, socket: WebSocket[Any, Any, Any], token: str) -> None:
+    async def _serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send, token: str) -> None:
         identity = await self._authenticate(token)
         row, _, _ = await self.service.state(identity.user_id)
         asked = _asked(socket)
@@ -146,7 +150,7 @@ class PhoneSocket:
         replay = "none" if asked is None else "complete" if knows else "reset"
         start = last_seq if knows and last_seq is not None else head.last_seq
         connection = Connection(uuid7(), identity, self.delivery.mailbox, start)
-        phone = Phone(self, socket, connection)
+        phone = Phone(self, socket, receive, send, connection)
         await self.delivery.attach(connection)
         try:
             await self.service.came(identity.user_id)
@@ -202,9 +206,18 @@ class PhoneSocket:
 class Phone:
     """One socket: reads frames one after the other; a second task sends."""
 
-    def __init__(self, server: PhoneSocket, socket: WebSocket[Any, Any, Any], connection: Connection) -> None:
+    def __init__(
+        self,
+        server: PhoneSocket,
+        socket: WebSocket[Any, Any, Any],
+        receive: Receive,
+        send: Send,
+        connection: Connection,
+    ) -> None:
         self._server = server
         self._socket = socket
+        self._receive = receive
+        self._send = send
         self._connection = connection
         self._identity = connection.identity
         settings = server.settings
@@ -229,7 +242,7 @@ class Phone:
     async def talk(self) -> None:
         """Until the phone goes or the server closes the connection; a frame that is being handled is not cut off."""
         reading = asyncio.create_task(self._read(), name=f"phone {self._connection.id}")
-        sending = asyncio.create_task(self._connection.send_all(self._send), name=f"sender {self._connection.id}")
+        sending = asyncio.create_task(self._connection.send_all(self._say), name=f"sender {self._connection.id}")
         try:
             await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
             if not reading.done() and self._handling:
@@ -240,17 +253,17 @@ class Phone:
             ended = await asyncio.gather(reading, sending, return_exceptions=True)
         for error in ended:
             # A socket that dies under a send is the end of a phone, not an error of ours.
-            if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect):
+            if isinstance(error, Exception) and not isinstance(error, OSError):
                 log.error("phone.broken", connection=self._connection.id, exc_info=error)
         if self._connection.close_code is not None:
-            with suppress(WebSocketDisconnect):
+            with suppress(OSError):
                 await self._socket.close(code=self._connection.close_code)
 
-    async def _send(self, text: str) -> None:
-        await self._socket.send({"type": "websocket.send", "text": text, "bytes": None})
+    async def _say(self, text: str) -> None:
+        await self._send({"type": "websocket.send", "text": text, "bytes": None})
 
     async def _read(self) -> None:
-        receive = self._socket.receive
+        receive = self._receive
         while self._connection.close_code is None:
             message: Any = await receive()
             if message["type"] == "websocket.disconnect":
@@ -268,41 +281,51 @@ class Phone:
                 self._connection.close(1009)
 
     async def _frame(self, text: str) -> None:
-        frame_id: str | None = None
         wait = self._allowance.take()
         try:
-            frame = _decode_frame(text)
-            frame_id = frame.id
+            frame = _frames.decode(text)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._not_read(text, error)
+            return
+        try:
             if wait:
                 raise RateLimited("too many frames", retry_after=wait)
             enter(new_trace())
-            if frame.event == "location.update":
-                await self._point(frame)
-            elif frame.event in self._commands:
-                await self._command(frame)
+            data, event = frame.data, frame.__struct_config__.tag
+            if event == "location.update":
+                await self._point(data, frame.id)
             else:
-                raise UnknownEvent(f"there is no event {frame.event[:64]!r}")
-        except (InvalidFrame, UnknownEvent) as error:
-            self._refuse(error, frame_id)
-            self._bad += 1
-            if self._bad >= BAD_FRAMES:
-                self._connection.close(BAD_FRAMES_CODE)
+                await self._command(event, data, frame.id)
         except (Rejected, Unavailable, RemoteError) as error:
-            self._refuse(error, frame_id)
-            if not isinstance(error, RateLimited):
-                self._bad = 0
-        else:
-            self._bad = 0
+            self._refuse(error, frame.id)
+            if isinstance(error, RateLimited):
+                return
+        self._bad = 0
+
+    def _not_read(self, text: str, error: Exception) -> None:
+        """Say what is wrong with it; a phone that goes on like this is closed."""
+        frame_id: str | None = None
+        refusal: NebengJekError = InvalidFrame(f"not a frame: {error}")
+        with suppress(msgspec.DecodeError, RecursionError):
+            frame = _any_frame.decode(text)
+            frame_id = frame.id
+            if frame.event in SAYS:
+                refusal = InvalidFrame(f"{frame.event}: {error}")
+            else:
+                refusal = UnknownEvent(f"there is no event {frame.event[:64]!r}")
+        self._refuse(refusal, frame_id)
+        self._bad += 1
+        if self._bad >= BAD_FRAMES:
+            self._connection.close(BAD_FRAMES_CODE)
 
     # -- points
 
-    async def _point(self, frame: Frame) -> None:
-        data = _decode_data(_point, frame)
+    async def _point(self, data: frames.LocationData, frame_id: str | None) -> None:
         self._unsettled += 1
         await self._server.service.point(
             self._connection.user_id,
             data.location,
-            FrameRef(connection_id=self._connection.id, id=frame.id),
+            FrameRef(connection_id=self._connection.id, id=frame_id),
             self._point_settled,
         )
 
@@ -321,34 +344,33 @@ class Phone:
 
     # -- commands
 
-    async def _command(self, frame: Frame) -> None:
-        data = _decode_data(_data[frame.event], frame)
+    async def _command(self, event: str, data: Any, frame_id: str | None) -> None:
         await self._points_stored()
-        if frame.id is None:
-            await self._commands[frame.event](data)
+        if frame_id is None:
+            await self._commands[event](data)
             return
-        key = f"frame:{self._connection.user_id}:{hashlib.sha256(frame.id.encode()).hexdigest()[:32]}"
-        content = hashlib.sha256(frame.event.encode() + b"\0" + bytes(frame.data)).digest()
+        key = f"frame:{self._connection.user_id}:{hashlib.sha256(frame_id.encode()).hexdigest()[:32]}"
+        content = hashlib.sha256(event.encode() + b"\0" + msgspec.json.encode(data)).digest()
         known = await self._server.state.get(key)
         if known is not None:
             if known[:32] != content:
                 raise Conflict("this id was used for another frame", code="ID_REUSED")
             self._connection.answer(known[32:])
             return
-        answer = await self._answered(frame, data)
+        answer = await self._answered(event, data, frame_id)
         await self._server.state.put(key, content + answer, ANSWER_SECONDS)
         self._connection.answer(answer)
 
-    async def _answered(self, frame: Frame, data: Any) -> bytes:
+    async def _answered(self, event: str, data: Any, frame_id: str) -> bytes:
         """The ack, or the refusal, which is the same when asked again; what is only unavailable may pass later."""
         try:
-            result = await self._commands[frame.event](data)
+            result = await self._commands[event](data)
         except RateLimited:
             raise
         except Rejected as error:
-            return encode_frame("error", _error(error, frame.id))
+            return encode_frame("error", _error(error, frame_id))
         fields = msgspec.structs.asdict(result) if result is not None else {}
-        return encode_frame("ack", {"id": frame.id, **fields})
+        return encode_frame("ack", {"id": frame_id, **fields})
 
     async def _beacon(self, data: frames.BeaconData) -> Any:
         return await self._server.service.beacon(self._connection.user_id, data)
@@ -396,22 +418,6 @@ def _error(error: NebengJekError, frame_id: str | None) -> ErrorData:
     code = str(getattr(error, "code", "INTERNAL"))
     message = str(getattr(error, "message", error))
     return ErrorData(code=code, message=message, id=frame_id, retry_after=retry_after)
-
-
-def _decode_frame(text: str) -> Frame:
-    try:
-        return _frame.decode(text)
-    except msgspec.DecodeError as error:
-        raise InvalidFrame(f"not a frame: {error}") from error
-    except RecursionError as error:
-        raise InvalidFrame("not a frame: nested too deep") from error
-
-
-def _decode_data(decoder: Any, frame: Frame) -> Any:
-    try:
-        return decoder.decode(frame.data)
-    except msgspec.DecodeError as error:
-        raise InvalidFrame(f"{frame.event}: {error}") from error
 
 
 def _token(socket: WebSocket[Any, Any, Any], offered: list[str]) -> str:
