@@ -85,7 +85,7 @@ class StreamSide(ABC):
 class MemoryDelivery(Delivery):
     """One delivery; the entry of its consumer's list of what is in hand, too."""
 
-    __slots__ = ("_connection", "_settled", "deadline", "first_seq", "of", "stored")
+    __slots__ = ("_connection", "deadline", "first_seq", "is_settled", "of", "stored")
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class MemoryDelivery(Delivery):
     ) -> None:
         self.of = of
         self._connection = connection
-        self._settled = False
+        self.is_settled = False
         self.stored = stored
         self.stream = of.stream.name
         self.consumer = of.name
@@ -133,7 +133,7 @@ class MemoryDelivery(Delivery):
         self.of.nak(self.seq, delay)
 
     async def in_progress(self) -> None:
-        if self._settled:
+        if self.is_settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         if self._connection.closed():
             raise Disconnected("bus")
@@ -145,11 +145,11 @@ class MemoryDelivery(Delivery):
 
     def settle(self) -> None:
         """Once only: raises AlreadySettled."""
-        if self._settled:
+        if self.is_settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         if self._connection.closed():
             raise Disconnected("bus")
-        self._settled = True
+        self.is_settled = True
 
 
 class Waiter(ABC):
@@ -456,7 +456,9 @@ class MemoryConsumer:
         pending, claims_from = self._pending, self._claims_from
         freed: list[Stored] = []
         for delivery in deliveries:
-            delivery.settle()
+            if delivery.is_settled:
+                raise AlreadySettled(f"{delivery.stream}:{delivery.seq} was settled")
+            delivery.is_settled = True
             seq = delivery.seq
             if plain and not self._redelivered and not self._again_set and pending.pop(seq, None) is not None:
                 if seq > claims_from:
