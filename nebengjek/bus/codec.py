@@ -44,6 +44,8 @@ class Codec:
         self._clock = clock
         self._millisecond = 0
         self._text = ""
+        self._second = -1
+        self._second_text = ""
         self._encode = msgspec.json.Encoder().encode
         self._decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
         self._kinds: dict[type[Event], _Kind] = {}
@@ -96,8 +98,11 @@ class Codec:
         millisecond = int(self._clock.seconds() * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond
-            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
-            self._text = moment.isoformat(timespec="milliseconds")
+            second, fraction = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+            self._text = f"{self._second_text}.{fraction:03d}+00:00"
         return self._text
 
     def encode(self, value: Any) -> bytes:

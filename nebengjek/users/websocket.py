@@ -266,19 +266,18 @@ class Phone:
         receive = self._receive
         while self._connection.close_code is None:
             message: Any = await receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            if message["type"] != "websocket.receive":
-                continue
             text = message.get("text")
-            if text is not None and len(text) <= self._max_frame:
+            if text is not None:
+                if len(text) > self._max_frame:
+                    self._connection.close(1009)
+                    return
                 self._handling = True
                 await self._frame(text)
                 self._handling = False
-            elif text is None:
+            elif message["type"] == "websocket.disconnect":
+                return
+            elif message["type"] == "websocket.receive":
                 self._refuse(InvalidFrame("frames are text, not binary"), None)
-            else:
-                self._connection.close(1009)
 
     async def _frame(self, text: str) -> None:
         wait = self._allowance.take()
