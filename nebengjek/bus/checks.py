@@ -22,9 +22,19 @@ EPHEMERAL_THRESHOLD = 5.0
 """Seconds after which an ephemeral consumer that nobody pulls from goes away, when it does not say."""
 
 
+DUPLICATE_WINDOW = 120.0
+"""Seconds, where a stream does not say; no longer than its messages live."""
+
+
 def check_stream(spec: StreamSpec) -> StreamSpec:
-    """Raises InvalidName, InvalidSubject, ApiError 10052."""
+    """The spec as it takes effect. Raises InvalidName, InvalidSubject, ApiError 10052."""
     check_name(spec.name)
+    if spec.max_age < 0 or spec.duplicate_window < 0:
+        raise _invalid("max_age and duplicate_window are not negative", status=500)
+    limits = ("max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size", "max_consumers")
+    unlimited = {name: -1 for name in limits if getattr(spec, name) <= 0}
+    window = spec.duplicate_window or min(DUPLICATE_WINDOW, spec.max_age or DUPLICATE_WINDOW)
+    spec = structs.replace(spec, subjects=spec.subjects or (spec.name,), duplicate_window=window, **unlimited)
     for subject in spec.subjects:
         check_subject(subject, literal=False)
         if subject == ">" or (subject.startswith(("$JS.", "$SYS.")) and not subject.startswith("$JS.EVENT.")):
@@ -32,7 +42,7 @@ def check_stream(spec: StreamSpec) -> StreamSpec:
     for index, one in enumerate(spec.subjects):
         if any(subjects_collide(one, other) for other in spec.subjects[index + 1 :]):
             raise _invalid(f"{one} overlaps another subject of the stream")
-    if 0 < spec.max_age < 0.1 or 0 < spec.duplicate_window < 0.1:
+    if 0 < spec.max_age < 0.1 or spec.duplicate_window < 0.1:
         raise _invalid("max_age and duplicate_window are at least 0.1 s")
     if 0 < spec.max_age < spec.duplicate_window:
         raise _invalid("the duplicate window is longer than max_age")

@@ -678,11 +678,11 @@ class JetStreamBroker(Broker, Link, Line):
     # -- streams
 
     async def create_stream(self, spec: StreamSpec) -> StreamInfo:
-        check_stream(spec)
+        spec = check_stream(spec)
         return stream_info(await self._call(f"STREAM.CREATE.{spec.name}", stream_config(spec)))
 
     async def update_stream(self, spec: StreamSpec) -> StreamInfo:
-        check_stream(spec)
+        spec = check_stream(spec)
         present = await self._call(f"STREAM.INFO.{spec.name}")
         check_stream_change(stream_spec(present["config"]), spec)
         return stream_info(await self._call(f"STREAM.UPDATE.{spec.name}", stream_config(spec)))

@@ -330,11 +330,11 @@ class MemoryBroker(Broker, Line):
     # -- streams
 
     async def create_stream(self, spec: StreamSpec) -> StreamInfo:
-        check_stream(spec)
+        spec = check_stream(spec)
         return self._check_up().create_stream(spec).info()
 
     async def update_stream(self, spec: StreamSpec) -> StreamInfo:
-        check_stream(spec)
+        spec = check_stream(spec)
         return self._check_up().update_stream(spec).info()
 
     async def stream_info(self, name: str) -> StreamInfo:

@@ -126,7 +126,7 @@ class MemoryStream(StreamSide):
                 known = self._ids.get(message_id)
                 if known is not None:
                     return PubAck(self.name, known, True)
-            if EXPECTED_LAST_MSG_ID in headers and headers[EXPECTED_LAST_MSG_ID] != self._last_id:
+            if EXPECTED_LAST_MSG_ID in headers and headers[EXPECTED_LAST_MSG_ID] not in ("", self._last_id):
                 raise PublishRefused(10070, "wrong last msg ID")
         size = header_bytes + len(data)
         if size > self._max_size:
@@ -172,16 +172,18 @@ class MemoryStream(StreamSide):
                 consumer.dispatch()
 
     def _check_expected(self, subject: str, headers: Mapping[str, str]) -> None:
-        if headers.get(EXPECTED_STREAM, self.name) != self.name:
+        """An empty expectation is none; one that is no number is never met."""
+        if headers.get(EXPECTED_STREAM) not in (None, "", self.name):
             raise PublishRefused(10060, "expected stream does not match")
-        wanted = headers.get(EXPECTED_LAST_SUBJECT_SEQ)
-        if wanted is not None:
+        if wanted := headers.get(EXPECTED_LAST_SUBJECT_SEQ):
             last = self._last_of(subject)
-            if int(wanted) != (last.seq if last else 0):
-                raise PublishRefused(10071, f"wrong last sequence: {last.seq if last else 0}")
-        wanted = headers.get(EXPECTED_LAST_SEQ)
-        if wanted is not None and int(wanted) != self.last_seq:
-            raise PublishRefused(10071, f"wrong last sequence: {self.last_seq}")
+            self._check_last(wanted, last.seq if last else 0)
+        if wanted := headers.get(EXPECTED_LAST_SEQ):
+            self._check_last(wanted, self.last_seq)
+
+    def _check_last(self, wanted: str, last: int) -> None:
+        if not wanted.isdecimal() or int(wanted) != last:
+            raise PublishRefused(10071, f"wrong last sequence: {last}")
 
     def _check_room(self, subject: str, size: int) -> None:
         """Discard new (P3): a subject at its own limit makes room for itself, unless that is refused too."""
@@ -267,6 +269,9 @@ class MemoryStream(StreamSide):
             chosen = chosen[:-keep]
         for stored in chosen:
             self.remove(stored, advise=False)
+        if up_to is not None and subject is None and up_to > self.last_seq + 1:
+            # Asked to forget what is still to come, the server skips those numbers.
+            self.last_seq, self._first_seq = up_to - 1, up_to
         for consumer in self.consumers.values():
             consumer.purged(self._first_seq)
         return len(chosen)
@@ -298,6 +303,9 @@ class MemoryStream(StreamSide):
         return self._messages.get(seq)
 
     def _last_of(self, subject: str) -> Stored | None:
+        if subject == ">":
+            # The server looks at its last sequence only, whether that is still there or not.
+            return self._messages.get(self.last_seq)
         for seq in range(self.last_seq, self._first_seq - 1, -1):
             stored = self._messages.get(seq)
             if stored is not None and subject_matches(subject, stored.subject):
