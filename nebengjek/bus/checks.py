@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from nebengjek.bus.interface import (
+    Ack,
     ApiError,
     ConsumerSpec,
     Deliver,
@@ -80,8 +81,18 @@ def check_consumer(spec: ConsumerSpec) -> ConsumerSpec:
         raise ApiError(10184, "a backoff is negative")
     if spec.backoff and 0 <= spec.max_deliver < len(spec.backoff):
         raise ApiError(10116, "max_deliver is less than the number of backoffs")
-    if spec.backoff:
-        spec = structs.replace(spec, ack_wait=spec.backoff[0])
+    defaults = ConsumerSpec()
+    spec = structs.replace(
+        spec,
+        ack_wait=spec.backoff[0] if spec.backoff else spec.ack_wait or defaults.ack_wait,
+        max_deliver=spec.max_deliver if spec.max_deliver > 0 else -1,
+        max_ack_pending=spec.max_ack_pending or defaults.max_ack_pending,
+        max_waiting=spec.max_waiting or defaults.max_waiting,
+    )
+    if spec.ack is Ack.NONE:
+        # Nothing is waited for.
+        waiting = {"ack_wait": defaults.ack_wait, "max_ack_pending": defaults.max_ack_pending}
+        spec = structs.replace(spec, backoff=(), **waiting)
     if spec.name is None and not spec.inactive_threshold:
         spec = structs.replace(spec, inactive_threshold=EPHEMERAL_THRESHOLD)
     return spec
@@ -105,7 +116,7 @@ def _check_push(spec: ConsumerSpec, push: Push) -> None:
         check_subject(push.subject)
     except InvalidSubject as error:
         raise ApiError(10112, str(error)) from error
-    if spec.max_waiting != ConsumerSpec().max_waiting:
+    if spec.max_waiting not in (0, ConsumerSpec().max_waiting):
         raise ApiError(10080, "at a push consumer nobody waits")
     if 0 < push.heartbeat < 0.1:
         raise ApiError(10083, "a heartbeat is at least 0.1 s")

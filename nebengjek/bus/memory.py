@@ -9,8 +9,9 @@ Over 300 lines because the port has so many methods.
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar, cast
 
 import msgspec
@@ -50,6 +51,7 @@ from nebengjek.bus.interface import (
     check_subject,
     subjects_collide,
 )
+from nebengjek.bus.jetstream_wire import rfc3339
 from nebengjek.bus.memory_clock import BrokerClock, LoopClock
 from nebengjek.bus.memory_consumer import MemoryConsumer, MemoryDelivery
 from nebengjek.bus.memory_core import CoreRouter, CoreSubscription
@@ -146,8 +148,16 @@ class MemoryServer:
         return f"_INBOX.{next(self._numbers)}"
 
     def advise(self, subject: str, body: Callable[[], dict[str, Any]]) -> None:
+        """Say it to whoever listens to ``$JS.EVENT.ADVISORY.<subject>``; nothing is made where nobody does."""
+        subject = f"$JS.EVENT.ADVISORY.{subject}"
         if self.core.listened(subject) or self.route(subject) is not None:
-            self.publish_core(subject, msgspec.json.encode(body()), {}, None)
+            moment = rfc3339(datetime.fromtimestamp(self.clock.time(), UTC))
+            said = body() | {"id": secrets.token_hex(11), "timestamp": moment}
+            self.publish_core(subject, msgspec.json.encode(said), {}, None)
+
+    def _advise_stream(self, name: str, kind: str, action: str) -> None:
+        kind_of = "io.nats.jetstream.advisory.v1.stream_action"
+        self.advise(f"STREAM.{kind}.{name}", lambda: {"type": kind_of, "stream": name, "action": action})
 
     # -- streams
 
@@ -171,6 +181,7 @@ class MemoryServer:
         self._check_overlap(spec)
         stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise, self.core)
         self._enter(stream)
+        self._advise_stream(spec.name, "CREATED", "create")
         return stream
 
     def update_stream(self, spec: StreamSpec) -> MemoryStream:
@@ -180,6 +191,7 @@ class MemoryServer:
         stream.update(spec)
         self._takers.remove(stream)
         self._enter(stream)
+        self._advise_stream(spec.name, "UPDATED", "modify")
         return stream
 
     def _check_overlap(self, spec: StreamSpec) -> None:
@@ -195,7 +207,11 @@ class MemoryServer:
 
     def delete_stream(self, name: str) -> None:
         """Raises ApiError 10059."""
-        self._remove(self.stream(name))
+        stream = self.stream(name)
+        for consumer in list(stream.consumers):
+            stream.delete_consumer(consumer)
+        self._remove(stream)
+        self._advise_stream(name, "DELETED", "delete")
 
     def _remove(self, stream: MemoryStream) -> None:
         self._takers.remove(stream)
@@ -382,8 +398,7 @@ class MemoryBroker(Broker, Line):
         self._stream(stream).delete_consumer(name)
 
     async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
-        consumer = self._consumer(stream, name)
-        consumer.pause(until.timestamp() if until is not None else None)
+        self._stream(stream).pause_consumer(check_name(name), until)
 
     # -- messages
 

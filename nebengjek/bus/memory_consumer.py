@@ -23,6 +23,7 @@ from nebengjek.bus.interface import (
     Disconnected,
     PullStatus,
     Push,
+    Replay,
     SequencePair,
 )
 from nebengjek.bus.memory_clock import BrokerClock, Timer
@@ -219,10 +220,13 @@ class MemoryConsumer:
         self._redelivered: dict[int, int] = {}
         self._exhausted: dict[int, Stored] = {}
         self._floor = SequencePair(0, 0)
+        self._passed: tuple[float, float] | None = None
+        """Of the last new message: when it was delivered, and when it was stored."""
         self._paused_until: float | None = None
         self._check_at = NEVER
         self._timer: Timer | None = None
         self._pause_timer: Timer | None = None
+        self._pace_timer: Timer | None = None
         self._idle_timer: Timer | None = None
         self._last_active = self._clock.monotonic()
         self._configure()
@@ -232,6 +236,7 @@ class MemoryConsumer:
         self._explicit = self.spec.ack is not Ack.NONE
         limit = self.spec.max_ack_pending
         self._room = limit if self._explicit and limit > 0 else 1 << 60
+        self._paced = self.spec.replay is Replay.ORIGINAL
 
     # -- what there is to deliver
 
@@ -342,7 +347,23 @@ class MemoryConsumer:
         return len(self._again_set) + self._new_available() - self.woken
 
     def _new_available(self) -> int:
-        return max(0, min(len(self._queue) - self._gone, self._room - len(self._pending)))
+        available = max(0, min(len(self._queue) - self._gone, self._room - len(self._pending)))
+        return min(available, self._due()) if self._paced and available else available
+
+    def _due(self) -> int:
+        """Replay at the publisher's pace: one message, or none yet."""
+        head = next(one for one in self._queue if not one.gone)
+        if self._passed is None or head.seq > self._born:
+            return 1
+        delivered_at, stored_at = self._passed
+        at = delivered_at + head.time - stored_at
+        # A float's last bit must not make the timer miss the message that it was set for.
+        if at <= self._clock.monotonic() + 1e-6:
+            return 1
+        if self._pace_timer is not None:
+            self._pace_timer.cancel()
+        self._pace_timer = self._clock.call_at(at, self.dispatch)
+        return 0
 
     # -- delivering
 
@@ -358,6 +379,8 @@ class MemoryConsumer:
                 taken.append(self._redeliver(self._again[0], now, connection))
         queue = self._queue
         room = min(limit - len(taken), self._room - len(self._pending))
+        if self._paced:
+            room = min(room, self._new_available())
         if room <= 0 or not queue:
             return taken
         deadline = now + self.spec.ack_wait
@@ -375,6 +398,8 @@ class MemoryConsumer:
             self._next_seq = stored.seq + 1
             taken.append(delivery)
         self._consumer_seq = number
+        if self._paced and taken:
+            self._passed = now, taken[-1].time.timestamp()
         if not queue:
             # What lies between here and the end is not for this consumer: it has been passed.
             self._next_seq = max(self.stream.last_seq + 1, self._next_seq)
@@ -546,8 +571,7 @@ class MemoryConsumer:
         entry = self._pending.pop(seq)
         self._exhausted[seq] = entry.stored
         deliveries = self._redelivered.setdefault(seq, 0) + 1
-        if deliveries == self.spec.max_deliver:
-            self._advise("MAX_DELIVERIES", "max_deliver", seq, None, deliveries)
+        self._advise("MAX_DELIVERIES", "max_deliver", seq, None, deliveries)
         if not self._pending:
             self._moved()
 
@@ -640,7 +664,7 @@ class MemoryConsumer:
     def close(self) -> None:
         """It was deleted: who waits is told, what it held is held no more (R2)."""
         self.deleted = True
-        for timer in (self._timer, self._pause_timer, self._idle_timer):
+        for timer in (self._timer, self._pause_timer, self._pace_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         if self.outlet is not None:

@@ -38,6 +38,7 @@ from nebengjek.bus.interface import (
     StreamSpec,
     subject_matches,
 )
+from nebengjek.bus.jetstream_wire import rfc3339
 from nebengjek.bus.memory_clock import BrokerClock, Timer
 from nebengjek.bus.memory_consumer import MemoryConsumer, Stored, StreamSide
 from nebengjek.bus.memory_core import CoreRouter
@@ -338,7 +339,11 @@ class MemoryStream(StreamSide):
                 stored.wake()
 
     def advise(self, kind: str, consumer: str, body: Callable[[], dict[str, Any]]) -> None:
-        self._advise(f"$JS.EVENT.ADVISORY.CONSUMER.{kind}.{self.name}.{consumer}", body)
+        self._advise(f"CONSUMER.{kind}.{self.name}.{consumer}", body)
+
+    def _advise_action(self, consumer: str, kind: str, action: str) -> None:
+        named = {"stream": self.name, "consumer": consumer, "action": action}
+        self.advise(kind, consumer, lambda: {"type": "io.nats.jetstream.advisory.v1.consumer_action"} | named)
 
     # -- consumers
 
@@ -361,6 +366,7 @@ class MemoryStream(StreamSide):
         if spec.push is not None:
             consumer.outlet = Pusher(consumer, spec.push, self._core, self.clock)
             consumer.outlet.look()
+        self._advise_action(consumer.name, "CREATED", "create")
         return consumer
 
     def update_consumer(self, spec: ConsumerSpec) -> MemoryConsumer:
@@ -412,11 +418,26 @@ class MemoryStream(StreamSide):
 
     def delete_consumer(self, name: str) -> None:
         """Raises ApiError 10014."""
-        consumer = self.consumers.pop(name, None)
-        if consumer is None:
+        if name not in self.consumers:
             raise ApiError(10014, "consumer not found", status=404)
+        self._remove_consumer(name)
+        self._advise_action(name, "DELETED", "delete")
+
+    def _remove_consumer(self, name: str) -> None:
+        consumer = self.consumers.pop(name)
         self.takers.remove(consumer)
         consumer.close()
+
+    def pause_consumer(self, name: str, until: datetime | None) -> None:
+        """Raises ApiError 10014."""
+        consumer = self.consumers.get(name)
+        if consumer is None:
+            raise ApiError(10014, "consumer not found", status=404)
+        consumer.pause(until.timestamp() if until is not None else None)
+        named = {"stream": self.name, "consumer": name, "paused": consumer.paused}
+        moment = rfc3339(until) if until is not None else "0001-01-01T00:00:00Z"
+        kind = "io.nats.jetstream.advisory.v1.consumer_pause"
+        self.advise("PAUSE", name, lambda: {"type": kind, "pause_until": moment} | named)
 
     def expired(self, consumer: MemoryConsumer) -> None:
         if self.consumers.get(consumer.name) is consumer:
@@ -427,9 +448,7 @@ class MemoryStream(StreamSide):
     def close(self) -> None:
         """It was deleted, or was in memory when the server ended."""
         for name in list(self.consumers):
-            consumer = self.consumers.pop(name)
-            self.takers.remove(consumer)
-            consumer.close()
+            self._remove_consumer(name)
         if self._age_timer is not None:
             self._age_timer.cancel()
         for stored in self._messages.values():
@@ -442,7 +461,7 @@ class MemoryStream(StreamSide):
         for consumer in list(self.consumers.values()):
             consumer.drop_waiters(PullStatus.DISCONNECTED)
             if consumer.spec.in_memory:
-                self.delete_consumer(consumer.name)
+                self._remove_consumer(consumer.name)
         oldest = self.clock.time() - self.spec.duplicate_window
         recent = [one for one in self._messages.values() if one.time > oldest and one.headers.get(MSG_ID)]
         self._ids = {one.headers[MSG_ID]: one.seq for one in recent}

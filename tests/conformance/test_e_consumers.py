@@ -4,12 +4,24 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import ApiError, ConsumerSpec, Deliver, PullStatus, SequencePair
+from nebengjek.bus.interface import (
+    Ack,
+    ApiError,
+    Batch,
+    ConsumerSpec,
+    Deliver,
+    PullStatus,
+    Replay,
+    Retention,
+    SequencePair,
+)
 from tests.conformance.harness import (
     LATE,
+    Ear,
     Harness,
     T,
     consumer,
@@ -203,3 +215,183 @@ async def test_e10_a_new_consumer_has_done_nothing(harness: Harness) -> None:
     assert (info.stream, info.name, info.num_pending, info.num_ack_pending) == ("S", "c", 2, 0)
     assert (info.num_redelivered, info.num_waiting, info.paused_until) == (0, 0, None)
     assert info.ack_floor == SequencePair(0, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ack": Ack.ALL},
+        {"ack": Ack.NONE, "max_deliver": -1},
+        {"replay": Replay.ORIGINAL},
+        {"deliver": Deliver.LAST},
+    ],
+)
+async def test_e4_how_it_delivers_cannot_be_changed(harness: Harness, change: dict[str, Any]) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    spec = await consumer(broker)
+    with pytest.raises(ApiError) as error:
+        await broker.ensure_consumer("S", structs.replace(spec, **change))
+    assert (error.value.code, error.value.status) == (10012, 500)
+    assert (await broker.consumer_info("S", "c")).spec == spec
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filters": ("s.b", "s.c")},
+        {"filters": ()},
+        {"ack_wait": 7.0},
+        {"max_deliver": 9},
+        {"backoff": (1.0, 2.0), "ack_wait": 1.0},
+        {"max_ack_pending": 7},
+        {"headers_only": True},
+        {"inactive_threshold": 60.0},
+        {"description": "other"},
+        {"max_batch": 3, "max_expires": 2.0, "max_bytes": 1000},
+    ],
+)
+async def test_e4_all_else_can(harness: Harness, change: dict[str, Any]) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    spec = structs.replace(await consumer(broker, "c", "S", "s.a"), **change)
+    assert (await broker.update_consumer("S", spec)).spec == spec
+    assert (await broker.consumer_info("S", "c")).spec == spec
+    assert (await broker.create_consumer("S", spec)).spec == spec
+
+
+async def test_e5_a_durable_may_go_too(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    await consumer(broker, inactive_threshold=0.5)
+    await publish(broker, "s.a")
+
+    async def gone() -> None:
+        while await broker.consumers("S"):
+            await broker.sleep(0.05)
+
+    began = broker.monotonic()
+    await harness.until(gone(), 6)
+    assert broker.monotonic() - began >= 0.4
+    # What only it wanted goes with it.
+    await harness.until(emptied(broker))
+
+
+async def emptied(broker: Any) -> None:
+    while (await broker.stream_info("S")).messages:
+        await broker.sleep(0.01)
+
+
+async def test_e11_fewer_deliveries_than_there_were_are_the_end(harness: Harness) -> None:
+    """C6. Whether it is told, and with which count, differs from server to server."""
+    broker = await harness.make_broker()
+    await stream(broker)
+    spec = await consumer(broker, ack_wait=T, max_deliver=9)
+    await publish(broker, "s.a")
+    for expected in (1, 2, 3):
+        assert counts(await pull(harness, broker)) == [expected]
+    ear = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>")
+    await broker.update_consumer("S", structs.replace(spec, max_deliver=2))
+    await nothing_comes(harness, broker, within=4 * T)
+    assert len(ear.messages) <= 1
+    assert (await broker.get_message("S", 1)).subject == "s.a"
+
+
+async def test_e12_limits_of_a_pull(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, max_batch=2, max_expires=4 * T, max_bytes=1000)
+    await publish(broker, "s.a", "s.a", "s.a")
+    for options in ({"batch": 3}, {"expires": 5 * T}, {"expires": T, "max_bytes": 1001}):
+        batch = await harness.until(broker.pull("S", "c", **{"expires": T, **options}))
+        assert batch == Batch([], PullStatus.EXCEEDED), options
+    batch = await harness.until(broker.pull("S", "c", batch=2, expires=4 * T, max_bytes=1000))
+    assert (seqs(batch), batch.status) == ([1, 2], PullStatus.COMPLETE)
+    assert await refused(broker, name="d", max_expires=0.0001) == 10115
+
+
+async def test_e13_times_are_not_negative(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    assert await refused(broker, ack_wait=-1.0) == 10183
+    assert await refused(broker, backoff=(1.0, -1.0)) == 10184
+
+
+async def test_e14_zero_is_the_default(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    spec = ConsumerSpec(name="c", ack_wait=0.0, max_deliver=0, max_ack_pending=0, max_waiting=0)
+    info = await broker.create_consumer("S", spec)
+    assert (info.spec.ack_wait, info.spec.max_deliver) == (30.0, -1)
+    assert (info.spec.max_ack_pending, info.spec.max_waiting) == (1000, 512)
+    assert (await broker.create_consumer("S", spec)).spec == info.spec
+
+
+async def test_e15_what_a_consumer_says_when_it_is_made_and_goes(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    ear = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.CONSUMER.*.S.c")
+    streams = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.STREAM.>")
+    spec = await stream(broker)
+    one = await consumer(broker)
+    await broker.create_consumer("S", one)
+    until = datetime(2100, 1, 1, tzinfo=UTC)
+    await broker.pause_consumer("S", "c", until)
+    await ear.hears(2)
+    await broker.pause_consumer("S", "c", None)
+    await ear.hears(3)
+    await broker.delete_consumer("S", "c")
+    await consumer(broker)
+    await ear.hears(5)
+    await broker.update_stream(structs.replace(spec, description="other"))
+    await broker.delete_stream("S")
+    said = [(one.subject.split(".")[4], msgspec.json.decode(one.data)) for one in await ear.hears(6)]
+    assert [(kind, one["type"].rpartition(".")[2], one.get("action", one.get("paused"))) for kind, one in said] == [
+        ("CREATED", "consumer_action", "create"),
+        ("PAUSE", "consumer_pause", True),
+        ("PAUSE", "consumer_pause", False),
+        ("DELETED", "consumer_action", "delete"),
+        ("CREATED", "consumer_action", "create"),
+        ("DELETED", "consumer_action", "delete"),
+    ]
+    for _, one in said:
+        assert (one["stream"], one["consumer"]) == ("S", "c")
+        assert one["id"]
+        assert datetime.fromisoformat(one["timestamp"]).year >= 2020
+    assert said[1][1]["pause_until"] == "2100-01-01T00:00:00Z"
+    told = [(one.subject, msgspec.json.decode(one.data)["action"]) for one in await streams.hears(3)]
+    prefix = "$JS.EVENT.ADVISORY.STREAM"
+    assert told == [
+        (f"{prefix}.CREATED.S", "create"),
+        (f"{prefix}.UPDATED.S", "modify"),
+        (f"{prefix}.DELETED.S", "delete"),
+    ]
+
+
+async def test_e16_what_a_consumer_in_memory_knows_ends_with_the_server(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, "memory", in_memory=True)
+    await consumer(broker, "file")
+    ephemeral = await broker.create_consumer("S", ConsumerSpec(inactive_threshold=60.0))
+    assert (await broker.consumer_info("S", "memory")).spec.in_memory
+    await harness.restart()
+    await harness.back(broker)
+    assert {info.name for info in await broker.consumers("S")} == {"file", ephemeral.name}
+
+
+async def test_e17_the_pace_of_the_publisher(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await publish(broker, "s.a")
+    await harness.advance(2 * T)
+    await publish(broker, "s.b")
+    await harness.advance(T)
+    await publish(broker, "s.c")
+    await consumer(broker, replay=Replay.ORIGINAL)
+    moments = []
+    for seq in (1, 2, 3):
+        batch = await pull(harness, broker, expires=8 * T)
+        assert seqs(batch) == [seq]
+        moments.append(broker.monotonic())
+    assert 2 * T - 0.02 <= moments[1] - moments[0] <= 2 * T + LATE
+    assert T - 0.02 <= moments[2] - moments[1] <= T + LATE
