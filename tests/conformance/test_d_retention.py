@@ -1,6 +1,7 @@
 """D: how long a message is kept, and for whom."""
 
 import pytest
+from msgspec import structs
 
 from nebengjek.bus.interface import Ack, ApiError, ConsumerSpec, Deliver, PubAck, Retention
 from tests.conformance.harness import (
@@ -225,3 +226,79 @@ async def test_d12_settled_waits_for_all_that_had_a_claim(harness: Harness) -> N
         await (await here(broker, name="c1", of=of)).messages[0].ack()
         await (await here(broker, name="c2", of=of)).messages[0].term("x")
         await waiting
+
+
+async def test_d13_ack_all_settles_what_lies_below(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    await consumer(broker, "c1", ack=Ack.ALL)
+    await consumer(broker, "c2")
+    await publish(broker, *["s.a"] * 4)
+    theirs = (await here(broker, name="c2")).messages
+    for message in theirs:
+        await message.ack_sync()
+    batch = await here(broker, name="c1")
+    await batch.messages[2].ack_sync()
+    info = await broker.stream_info("S")
+    assert (info.messages, info.first_seq) == (1, 4)
+
+
+async def test_d14_who_wants_only_what_is_new_has_no_claim_on_the_old(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    await consumer(broker, "c1")
+    await publish(broker, "s.a")
+    await consumer(broker, "c2", deliver=Deliver.NEW)
+    await (await here(broker, name="c1")).messages[0].ack_sync()
+    assert await messages(broker) == 0
+    await publish(broker, "s.a")
+    assert seqs(await here(broker, name="c2")) == [2]
+
+
+@pytest.mark.parametrize("retention", [Retention.INTEREST, Retention.WORKQUEUE])
+async def test_d15_after_a_restart_only_what_is_stored_is_known(harness: Harness, retention: Retention) -> None:
+    """D4."""
+    broker = await harness.make_broker()
+    await stream(broker, retention=retention)
+    await consumer(broker)
+    await submit(broker, "s.a", headers={"Nats-Msg-Id": "acked"})
+    await submit(broker, "s.a", headers={"Nats-Msg-Id": "kept"})
+    await (await here(broker, 1)).messages[0].ack_sync()
+    await harness.restart()
+    await harness.back(broker)
+    assert await submit(broker, "s.a", headers={"Nats-Msg-Id": "kept"}) == PubAck("S", 2, True)
+    assert await submit(broker, "s.a", headers={"Nats-Msg-Id": "acked"}) == PubAck("S", 3)
+
+
+async def test_d16_a_work_queue_shares_by_filters(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.WORKQUEUE)
+    await consumer(broker, "a", "S", "s.a.*")
+    await consumer(broker, "b", "S", "s.b.*", "s.c")
+    await publish(broker, "s.a.1", "s.b.1", "s.c", "s.d")
+    assert seqs(await here(broker, name="a")) == [1]
+    batch = await here(broker, name="b")
+    assert seqs(batch) == [2, 3]
+    for message in batch.messages:
+        await message.ack_sync()
+    # What nobody takes waits for somebody who does.
+    info = await broker.stream_info("S")
+    assert (info.messages, info.first_seq, info.deleted) == (2, 1, 2)
+    await consumer(broker, "d", "S", "s.d")
+    await (await here(broker, name="d")).messages[0].ack_sync()
+    assert await messages(broker) == 1
+
+
+async def test_d17_interest_follows_the_filters(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    spec = await consumer(broker, "c", "S", "s.a", "s.b")
+    await publish(broker, "s.a", "s.b")
+    await broker.update_consumer("S", structs.replace(spec, filters=("s.a",)))
+    await publish(broker, "s.a", "s.b")
+    assert seqs(await here(broker)) == [1, 3]
+    await broker.update_consumer("S", structs.replace(spec, filters=("s.b",)))
+    await publish(broker, "s.a", "s.b")
+    info = await broker.stream_info("S")
+    assert info.last_seq == 6
+    assert 6 in seqs(await here(broker))

@@ -6,7 +6,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from nebengjek.bus.interface import Ack, AckTimeout, AlreadySettled, ApiError, PullStatus
+from nebengjek.bus.interface import Ack, AckTimeout, AlreadySettled, ApiError, Batch, PullStatus, Retention
 from tests.conformance.harness import (
     LATE,
     Ear,
@@ -361,3 +361,136 @@ async def test_f23_deleting_a_consumer_forgets_what_it_knew(harness: Harness) ->
     await message.ack()
     await consumer(broker)
     assert counts(await here(broker)) == [1]
+
+
+async def test_f24_acking_twice_is_harmless(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=T, max_deliver=5)
+    await publish(broker, "s.a", "s.b")
+    first = (await here(broker, 1)).messages[0]
+    again = (await pull(harness, broker, 2)).messages
+    assert sorted((one.seq, one.deliveries) for one in again) == [(1, 2), (2, 1)]
+    await first.ack_sync()
+    for one in again:
+        # Also what was acked before is confirmed.
+        await one.ack_sync()
+    assert await floors(broker) == (3, 2)
+    await nothing_comes(harness, broker, within=2 * T)
+
+
+async def test_f24_a_nak_after_the_ack_is_nothing(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=T, max_deliver=5)
+    await publish(broker, "s.a")
+    (old,) = (await here(broker)).messages
+    (new,) = (await pull(harness, broker)).messages
+    await new.ack_sync()
+    await old.nak()
+    await nothing_comes(harness, broker, within=2 * T)
+
+
+async def test_f25_two_naks_are_one(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=2 * T, max_deliver=9)
+    await publish(broker, "s.a")
+    (old,) = (await here(broker)).messages
+    (new,) = (await pull(harness, broker)).messages
+    assert new.deliveries == 2
+    await old.nak()
+    await new.nak()
+    batch = await pull(harness, broker, 2, expires=T)
+    assert (seqs(batch), counts(batch)) == ([1], [3])
+
+
+async def test_f25_a_plain_nak_overrides_a_delay(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=2 * T, max_deliver=9)
+    await publish(broker, "s.a")
+    (old,) = (await here(broker)).messages
+    (new,) = (await pull(harness, broker)).messages
+    await new.nak(30.0)
+    await old.nak()
+    assert counts(await pull(harness, broker, expires=T)) == [3]
+
+
+async def test_f26_an_old_delivery_ends_the_message_too(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=2 * T, max_deliver=9)
+    await publish(broker, "s.a")
+    (old,) = (await here(broker)).messages
+    (new,) = (await pull(harness, broker)).messages
+    ear = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.c")
+    await old.term("old")
+    await ear.hears(1)
+    await nothing_comes(harness, broker, within=3 * T)
+    # Whoever terms is heard, even when there is nothing left to end.
+    await new.term("new")
+    said = [msgspec.json.decode(one.data) for one in await ear.hears(2)]
+    assert [(one["deliveries"], one["consumer_seq"], one["reason"]) for one in said] == [(1, 1, "old"), (2, 2, "new")]
+
+
+async def test_f27_ack_and_the_next(harness: Harness) -> None:
+    """F3: one message acks and pulls."""
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, max_ack_pending=1)
+    await publish(broker, "s.a", "s.b", "s.c")
+    (message,) = (await here(broker, 1)).messages
+    for expected in (2, 3):
+        batch = await harness.until(broker.pull("S", "c", expires=5 * T, acking=message))
+        assert (seqs(batch), counts(batch)) == ([expected], [1])
+        with pytest.raises(AlreadySettled):
+            await broker.pull("S", "c", expires=T, acking=message)
+        message = batch.messages[0]
+    batch = await harness.until(broker.pull("S", "c", expires=T, acking=message))
+    assert batch == Batch([], PullStatus.TIMEOUT)
+    assert await floors(broker) == (3, 3)
+
+
+async def test_f28_giving_up(harness: Harness) -> None:
+    """R4: what had its last delivery blocks an interest stream until somebody says that it is over."""
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    await consumer(broker, ack_wait=T, max_deliver=1)
+    await consumer(broker, "other")
+    ear = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.c")
+    await publish(broker, "s.a", "s.b")
+    await here(broker, 2)
+    for message in (await here(broker, 2, name="other")).messages:
+        await message.ack_sync()
+    await nothing_comes(harness, broker, within=3 * T)
+    assert (await broker.stream_info("S")).messages == 2
+    await broker.give_up("S", "c", 1, "dead")
+    (said,) = [msgspec.json.decode(one.data) for one in await ear.hears(1)]
+    assert (said["stream_seq"], said["reason"]) == (1, "dead")
+    assert (await broker.stream_info("S")).first_seq == 2
+    await broker.give_up("S", "c", 2)
+    assert (await broker.stream_info("S")).messages == 0
+    with pytest.raises(ApiError) as error:
+        await broker.give_up("S", "nobody", 1)
+    assert error.value.code == 10014
+
+
+async def test_f29_what_is_removed_ends_its_delivery(harness: Harness) -> None:
+    """R5: age, limits and single deletes tell it, whoever has it in hand."""
+    broker = await harness.make_broker()
+    await stream(broker, max_age=4 * T, duplicate_window=4 * T, max_msgs=3)
+    await consumer(broker, ack_wait=30.0)
+    ear = await Ear(harness).listen(broker, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.c")
+    await publish(broker, "s.a", "s.a", "s.a")
+    await here(broker, 3)
+    await publish(broker, "s.a")
+    await broker.delete_message("S", 2)
+    await ear.hears(2)
+    await harness.advance(4 * T + LATE)
+    said = [msgspec.json.decode(one.data) for one in await ear.hears(3)]
+    assert [one["stream_seq"] for one in said] == [1, 2, 3]
+    assert {one["reason"] for one in said} == {"Unacknowledged message was deleted"}
+    info = await broker.consumer_info("S", "c")
+    assert (info.num_ack_pending, info.num_pending) == (0, 0)
+    assert info.ack_floor.consumer == 3

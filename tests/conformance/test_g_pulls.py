@@ -188,6 +188,57 @@ async def test_g12_a_heartbeat_fits_into_its_pull(harness: Harness) -> None:
     assert batch == Batch([], PullStatus.TIMEOUT)
 
 
+async def test_g18_a_pull_without_an_end_waits(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker)
+    request = asyncio.ensure_future(broker.pull("S", "c"))
+    await harness.advance(4 * T)
+    assert not request.done()
+    await publish(broker, "s.a")
+    batch = await harness.until(request)
+    assert (seqs(batch), batch.status) == ([1], PullStatus.COMPLETE)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+async def test_g19_less_than_one_is_one(harness: Harness, size: int) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker)
+    await publish(broker, "s.a", "s.a")
+    batch = await pull(harness, broker, size)
+    assert (seqs(batch), batch.status) == ([1], PullStatus.COMPLETE)
+
+
+async def test_g20_a_stalled_consumer_does_not_answer_who_does_not_wait(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, max_ack_pending=1)
+    await publish(broker, "s.a", "s.a")
+    (message,) = (await pull(harness, broker)).messages
+    began = broker.monotonic()
+    batch = await harness.until(broker.pull("S", "c", no_wait=True))
+    assert batch == Batch([], PullStatus.TIMEOUT)
+    assert broker.monotonic() - began >= 1.0
+    request = asyncio.ensure_future(broker.pull("S", "c", no_wait=True))
+    await harness.advance(T)
+    assert not request.done()
+    await message.ack()
+    assert seqs(await harness.until(request, 1)) == [2]
+
+
+async def test_g21_with_a_heartbeat_too_many_waiters_are_not_told(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, max_waiting=1)
+    first = asyncio.ensure_future(broker.pull("S", "c", expires=20))
+    await waiting(harness, broker, 1)
+    batch = await harness.until(broker.pull("S", "c", expires=10, heartbeat=0.2))
+    assert batch == Batch([], PullStatus.SILENT)
+    first.cancel()
+    await asyncio.wait((first,))
+
+
 # -- the source of a loop
 
 
