@@ -36,6 +36,8 @@ Send = Callable[[Envelope], Awaitable[PubAck]]
 LEASE_SECONDS = 5.0
 POLL_SECONDS = 1.0
 HOLD_SECONDS = 1.0
+FORGET_SECONDS = 0.05
+"""In a process of its own: how long a row that is done may wait for others, to go in one transaction with them."""
 PAGE = 256
 WAKE = "outbox.wake"
 
@@ -69,11 +71,13 @@ class Outbox:
         """We have said something that whoever holds the lease may not know of."""
         self._inflight: set[int] = set()
         self._done: list[int] = []
+        self._forgetting: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Task[None]] = set()
         self._held: dict[str, float] = {}
         """Entities whose event was refused, and until when (by the broker's clock) they wait."""
         self._lease_until = 0.0
         self._waiting_rows = 0
+        self._limit = PAGE
         self.backlog = 0
         """Rows that the last look found, published or not."""
 
@@ -189,11 +193,14 @@ class Outbox:
             by_entity = sorted(fresh, key=lambda row: (_entity(row), row.id))
             sent = await asyncio.gather(*(self._relay(list(rows)) for _, rows in groupby(by_entity, key=_entity)))
             relayed = any(sent) or relayed
+            if len(rows) < self._limit:
+                # That was all; who says something meanwhile rings.
+                return relayed
 
     async def _there(self, tx: AsyncConnection) -> Sequence[Row[Any]]:
         await self._forget(tx)
-        limit = PAGE + len(self._inflight) + self._waiting_rows
-        return (await tx.execute(select(outbox).order_by(outbox.c.id).limit(limit))).all()
+        self._limit = PAGE + len(self._inflight) + self._waiting_rows
+        return (await tx.execute(select(outbox).order_by(outbox.c.id).limit(self._limit))).all()
 
     async def _tell_leader(self) -> None:
         # Only what we have said ourselves: a word about each word heard would go round for ever.
@@ -220,7 +227,7 @@ class Outbox:
                 self._held[_entity(row)] = self._broker.monotonic() + HOLD_SECONDS
                 return index > 0
             if self._broker.durable:
-                self._done.append(row.id)
+                self._mark(row.id)
             else:
                 waiter = asyncio.create_task(self._wait_settled(row.id, ack))
                 self._waiters.add(waiter)
@@ -234,14 +241,24 @@ class Outbox:
             # The connection or the stream is gone: said again with the same id, it finds out how far it was.
             log.info("outbox.not_settled", row=row_id, error=str(error))
             self._inflight.discard(row_id)
+            self._rung.set()
         else:
-            self._done.append(row_id)
-        self._rung.set()
+            self._mark(row_id)
+
+    def _mark(self, row_id: int) -> None:
+        self._done.append(row_id)
+        if self._broker.durable:
+            self._rung.set()
+        elif self._forgetting is None:
+            self._forgetting = asyncio.get_running_loop().call_later(FORGET_SECONDS, self._rung.set)
 
     async def _forget(self, tx: AsyncConnection) -> None:
         done, self._done = self._done, []
         if not done:
             return
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
         try:
             await tx.execute(delete(outbox).where(outbox.c.id.in_(done)))
         except BaseException:
