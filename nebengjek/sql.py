@@ -1,9 +1,15 @@
-"""What every table shares: one metadata, moments that keep their zone, an insert that may find the row there."""
+"""What every table shares: one metadata, moments that keep their zone, an insert that may find the row there.
 
+A statement that is made once, with a ``bindparam`` for each value, runs in a fifth of the time of one that is put
+together anew at each call. So those on the way of a ride are constants of their modules, or cached by what varies.
+"""
+
+from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, MetaData, Table
+from sqlalchemy import ColumnElement, DateTime, Dialect, Insert, MetaData, Table, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeDecorator
@@ -38,6 +44,20 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 async def insert_ignore(tx: AsyncConnection, table: Table, values: dict[str, Any]) -> bool:
     """Insert one row unless a unique key has it already; True when it was inserted."""
-    insert = sqlite.insert if tx.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table).values(values).on_conflict_do_nothing()
-    return (await tx.execute(statement)).rowcount == 1
+    return (await tx.execute(_insert_ignore(tx.dialect.name, table), values)).rowcount == 1
+
+
+@cache
+def _insert_ignore(dialect: str, table: Table) -> Insert:
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing()
+
+
+def one_of(column: ColumnElement[str], words: Collection[str]) -> ColumnElement[bool]:
+    """``column IN ('A', 'B')`` for words of ours, as plain literals.
+
+    With bound parameters an index that has this condition would not be recognised, and the list would be expanded
+    at each call.
+    """
+    assert all(word.isidentifier() for word in words)
+    return column.in_([literal_column(f"'{word}'") for word in words])

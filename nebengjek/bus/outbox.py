@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,6 +42,10 @@ PAGE = 256
 WAKE = "outbox.wake"
 
 log = structlog.stdlib.get_logger("nebengjek.bus.outbox")
+
+_INSERT = insert(outbox)
+_THERE = select(outbox).order_by(outbox.c.id).limit(bindparam("rows"))
+_FORGET = delete(outbox).where(outbox.c.id.in_(bindparam("done")))
 
 
 class Outbox:
@@ -95,7 +99,8 @@ class Outbox:
             envelope = self._codec.envelope(event, trace)
             headers = msgspec.json.encode(envelope.headers).decode()
             rows.append({"subject": envelope.subject, "headers": headers, "data": envelope.data, "created_at": now})
-        await tx.execute(insert(outbox), rows)
+        # One by itself takes a shorter way through SQLAlchemy than a list of one.
+        await tx.execute(_INSERT, rows if len(rows) > 1 else rows[0])
         self._adding.add(id(tx.sync_connection))
 
     def committed(self, tx: AsyncConnection) -> None:
@@ -200,7 +205,7 @@ class Outbox:
     async def _there(self, tx: AsyncConnection) -> Sequence[Row[Any]]:
         await self._forget(tx)
         self._limit = PAGE + len(self._inflight) + self._waiting_rows
-        return (await tx.execute(select(outbox).order_by(outbox.c.id).limit(self._limit))).all()
+        return (await tx.execute(_THERE, {"rows": self._limit})).all()
 
     async def _tell_leader(self) -> None:
         # Only what we have said ourselves: a word about each word heard would go round for ever.
@@ -260,7 +265,7 @@ class Outbox:
             self._forgetting.cancel()
             self._forgetting = None
         try:
-            await tx.execute(delete(outbox).where(outbox.c.id.in_(done)))
+            await tx.execute(_FORGET, {"done": done})
         except BaseException:
             self._done.extend(done)
             raise

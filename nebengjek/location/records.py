@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Column, Float, Index, Integer, Row, String, Table, Text, select, text, update
+from sqlalchemy import Boolean, Column, Float, Index, Integer, Row, String, Table, Text, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.contracts.geo import Location, Point
@@ -49,6 +49,12 @@ flags = Table(
 
 # -- rides
 
+_RIDE = select(odometer).where(odometer.c.ride_id == bindparam("ride_id"))
+_CHANGE = update(odometer).where(odometer.c.ride_id == bindparam("of_ride"))
+_END = _CHANGE.where(~odometer.c.ended)
+_CLOSE = _CHANGE.where(~odometer.c.closed)
+_ADVANCE = _CLOSE.where(odometer.c.sequence == bindparam("after"))
+
 
 def track_of(row: Row[Any]) -> Track:
     return Track(
@@ -69,7 +75,7 @@ async def follow(tx: AsyncConnection, track: Track, now: datetime) -> Row[Any]:
         if value is not None
     }
     if not await insert_ignore(tx, odometer, {**_fresh(track, now), **facts}):
-        await tx.execute(update(odometer).where(odometer.c.ride_id == track.ride_id).values(**facts, changed_at=now))
+        await tx.execute(_CHANGE, {"of_ride": track.ride_id, **facts, "changed_at": now})
     row = await ride(tx, track.ride_id)
     assert row is not None
     return row
@@ -78,12 +84,11 @@ async def follow(tx: AsyncConnection, track: Track, now: datetime) -> Row[Any]:
 async def end(tx: AsyncConnection, track: Track, now: datetime) -> None:
     """Nobody follows the ride any more, also if it was not known yet."""
     if not await insert_ignore(tx, odometer, {**_fresh(track, now), "ended": True}):
-        still_open = (odometer.c.ride_id == track.ride_id) & ~odometer.c.ended
-        await tx.execute(update(odometer).where(still_open).values(ended=True, changed_at=now))
+        await tx.execute(_END, {"of_ride": track.ride_id, "ended": True, "changed_at": now})
 
 
 async def ride(tx: AsyncConnection, ride_id: str) -> Row[Any] | None:
-    return (await tx.execute(select(odometer).where(odometer.c.ride_id == ride_id))).first()
+    return (await tx.execute(_RIDE, {"ride_id": ride_id})).first()
 
 
 async def open_rides(tx: AsyncConnection) -> list[Track]:
@@ -115,23 +120,22 @@ def anchor_of(row: Row[Any]) -> Point | None:
 
 async def advance(tx: AsyncConnection, ride_id: str, fold: Fold, now: datetime) -> bool:
     """Write the checkpoint after ``fold.sequence``; False when another pod has written it, or the ride is closed."""
-    next_of_mine = (odometer.c.ride_id == ride_id) & (odometer.c.sequence == fold.sequence) & ~odometer.c.closed
     values = {
+        "of_ride": ride_id,
+        "after": fold.sequence,
         "total_km": fold.total_km,
         "sequence": fold.sequence + 1,
         "anchor": _write(fold.anchor),
         "changed_at": now,
     }
-    return (await tx.execute(update(odometer).where(next_of_mine).values(values))).rowcount == 1
+    return (await tx.execute(_ADVANCE, values)).rowcount == 1
 
 
 async def close(tx: AsyncConnection, track: Track, total_km: float, *, review: bool, now: datetime) -> Row[Any]:
     """Close the ride with this total, unless it is closed; the row as it is then."""
     await insert_ignore(tx, odometer, _fresh(track, now))
-    still_open = (odometer.c.ride_id == track.ride_id) & ~odometer.c.closed
-    await tx.execute(
-        update(odometer).where(still_open).values(total_km=total_km, closed=True, review=review, changed_at=now)
-    )
+    values = {"total_km": total_km, "closed": True, "review": review, "changed_at": now}
+    await tx.execute(_CLOSE, {"of_ride": track.ride_id, **values})
     row = await ride(tx, track.ride_id)
     assert row is not None
     return row

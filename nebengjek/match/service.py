@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Row, insert, or_, update
+from sqlalchemy import Row, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.handling import Context, Retry
@@ -38,12 +38,12 @@ from nebengjek.contracts.match import (
 from nebengjek.contracts.message import uuid7
 from nebengjek.contracts.rides import RideCancelled, RideCompleted, RideOfMatch, RidePickup
 from nebengjek.contracts.users import UserBeacon, UserFinder, UserPresence
-from nebengjek.database import Database, insert_ignore
+from nebengjek.database import Database
 from nebengjek.errors import Conflict, Forbidden, NotFound, Unavailable
 from nebengjek.match import store
 from nebengjek.match.dispatch import Candidate, choose
 from nebengjek.match.pool import Pool
-from nebengjek.match.store import OPEN, match_of, matches, searches
+from nebengjek.match.store import OPEN, match_of, matches
 
 RECONCILE_SECONDS = 10.0
 LOOKS = 8
@@ -242,11 +242,11 @@ class MatchService:
             "expires_at": now + self._search_ttl,
         }
         if current is not None:
-            await tx.execute(update(searches).where(searches.c.search_id == current.search_id).values(values))
+            await store.change_search(tx, current.search_id, **values)
             return str(current.search_id)
         search_id = uuid7()
         values |= {"search_id": search_id, "passenger_id": event.user_id, "status": "OPEN", "created_at": now}
-        await tx.execute(insert(searches).values(values))
+        await store.insert_search(tx, **values)
         return search_id
 
     async def _dispatch(self, search_id: str) -> None:
@@ -340,14 +340,14 @@ class MatchService:
             "created_at": now,
             "expires_at": now + self._offer_ttl,
         }
-        if await insert_ignore(tx, matches, values):
+        if await store.insert_match(tx, **values):
             row = await store.match_row(tx, str(values["match_id"]))
             assert row is not None
             await self._bus.outbox.add(tx, MatchFound(match_id=row.match_id, version=1, match=match_of(row)))
             self._count("offered")
 
     async def _tell_nobody(self, tx: AsyncConnection, search: Row[Any]) -> None:
-        await tx.execute(update(searches).where(searches.c.search_id == search.search_id).values(told=True))
+        await store.change_search(tx, search.search_id, told=True)
         await self._bus.outbox.add(tx, _unavailable(search, "no_drivers"))
 
     # -- answers of the two
@@ -457,7 +457,7 @@ class MatchService:
                 raise NotFound("the match of this ride is not known yet")
             if row.status != "ACCEPTED":
                 return
-            await tx.execute(update(matches).where(matches.c.match_id == event.match_id).values(check_at=None))
+            await store.check_match(tx, event.match_id, None)
             await store.engage(tx, event.match_id, (event.driver_id, event.passenger_id))
         await self._pool.leave(event.driver_id)
 
@@ -517,7 +517,7 @@ class MatchService:
 
     async def _confirm_ride(self, row: Row[Any]) -> None:
         async with self._database.begin() as tx:
-            await tx.execute(update(matches).where(matches.c.match_id == row.match_id).values(check_at=None))
+            await store.check_match(tx, row.match_id, None)
 
     async def _reconcile(self, now: datetime) -> None:
         """After a restart, or when the fast store forgot: the pool holds who belongs there, and nobody else."""

@@ -1,10 +1,11 @@
 """What match remembers: beacons, searches, proposals, and who is bound (``engaged``).
 
-A little over 300 lines: four tables and every statement on them.
+Over 300 lines: four tables and every statement on them.
 """
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -18,20 +19,24 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
-    and_,
+    bindparam,
     delete,
     func,
+    insert,
+    literal_column,
     or_,
     select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from nebengjek.contracts.geo import Location
 from nebengjek.contracts.match import Match
 from nebengjek.contracts.message import is_id
 from nebengjek.contracts.users import DriverCard, PassengerCard
 from nebengjek.database import UtcDateTime, insert_ignore, metadata
+from nebengjek.sql import one_of
 
 OPEN = ("PENDING", "DRIVER_CONFIRMED", "PASSENGER_CONFIRMED")
 _STATES = (*OPEN, "ACCEPTED", "REJECTED", "EXPIRED", "CLOSED", "FAILED")
@@ -79,7 +84,7 @@ searches = Table(
     Column("expires_at", UtcDateTime, nullable=False),
     CheckConstraint("status IN ('OPEN', 'MATCHED', 'ENDED')", name="status"),
 )
-_search_open = searches.c.status == "OPEN"
+_search_open = searches.c.status == literal_column("'OPEN'")
 Index(
     "uq_searches_open",
     searches.c.passenger_id,
@@ -120,7 +125,7 @@ matches = Table(
     CheckConstraint(f"status IN {_STATES}", name="status"),
 )
 """``check_at``: when an accepted match that has heard of no ride asks for it; null: it has, or it is over."""
-_open = matches.c.status.in_(OPEN)
+_open = one_of(matches.c.status, OPEN)
 Index("ix_matches_expires_at", matches.c.expires_at, sqlite_where=_open, postgresql_where=_open)
 _unchecked = matches.c.check_at.is_not(None)
 Index("ix_matches_check_at", matches.c.check_at, sqlite_where=_unchecked, postgresql_where=_unchecked)
@@ -156,6 +161,15 @@ def match_of(row: Row[Any]) -> Match:
 
 # -- beacons
 
+_BEACON = select(beacons).where(beacons.c.driver_id == bindparam("of_driver")).with_for_update()
+_CHANGE_BEACON = update(beacons).where(beacons.c.driver_id == bindparam("of_driver")).returning(beacons)
+_AVAILABLE = (
+    select(beacons)
+    .outerjoin(engaged, engaged.c.user_id == beacons.c.driver_id)
+    .where(beacons.c.is_active.is_(True), beacons.c.online.is_(True), engaged.c.user_id.is_(None))
+)
+_AVAILABLE_AMONG = _AVAILABLE.where(beacons.c.driver_id.in_(bindparam("driver_ids")))
+
 
 async def ensure_beacon(tx: AsyncConnection, driver_id: str, now: datetime) -> Row[Any]:
     """The driver's row, locked; made when he is heard of for the first time."""
@@ -168,127 +182,168 @@ async def ensure_beacon(tx: AsyncConnection, driver_id: str, now: datetime) -> R
         "changed_at": now,
     }
     await insert_ignore(tx, beacons, row)
-    statement = select(beacons).where(beacons.c.driver_id == driver_id).with_for_update()
-    found: Row[Any] = (await tx.execute(statement)).one()
+    found: Row[Any] = (await tx.execute(_BEACON, {"of_driver": driver_id})).one()
     return found
 
 
 async def change_beacon(tx: AsyncConnection, driver_id: str, **values: Any) -> Row[Any]:
-    statement = update(beacons).where(beacons.c.driver_id == driver_id).values(values).returning(beacons)
-    changed: Row[Any] = (await tx.execute(statement)).one()
+    changed: Row[Any] = (await tx.execute(_CHANGE_BEACON, {"of_driver": driver_id, **values})).one()
     return changed
 
 
 async def available(tx: AsyncConnection, driver_ids: Collection[str] | None = None) -> Sequence[Row[Any]]:
     """Drivers with the beacon on, a phone connected and no match: those that belong in the pool."""
-    statement = (
-        select(beacons)
-        .outerjoin(engaged, engaged.c.user_id == beacons.c.driver_id)
-        .where(beacons.c.is_active.is_(True), beacons.c.online.is_(True), engaged.c.user_id.is_(None))
-    )
-    if driver_ids is not None:
-        statement = statement.where(beacons.c.driver_id.in_(driver_ids))
-    return (await tx.execute(statement)).all()
+    if driver_ids is None:
+        return (await tx.execute(_AVAILABLE)).all()
+    return (await tx.execute(_AVAILABLE_AMONG, {"driver_ids": list(driver_ids)})).all()
 
 
 # -- searches
+
+_HEAR_FINDER = update(finders).where(
+    finders.c.passenger_id == bindparam("of_passenger"), finders.c.version < bindparam("newer")
+)
+_OPEN_SEARCH_OF = (
+    select(searches).where(searches.c.passenger_id == bindparam("passenger_id"), _search_open).with_for_update()
+)
+_INSERT_SEARCH = insert(searches)
+_CHANGE_SEARCH = update(searches).where(searches.c.search_id == bindparam("of_search"))
+_CLOSE_SEARCH = _CHANGE_SEARCH.where(_search_open)
+_EXPIRE_SEARCHES = update(searches).where(_search_open, searches.c.expires_at <= bindparam("now")).returning(searches)
+_proposals = select(matches.c.search_id, func.count().label("n")).where(_open).group_by(matches.c.search_id).subquery()
+_UNFILLED = (
+    select(searches)
+    .outerjoin(_proposals, _proposals.c.search_id == searches.c.search_id)
+    .where(_search_open, or_(_proposals.c.n.is_(None), _proposals.c.n < bindparam("room")))
+    .order_by(searches.c.created_at)
+)
+_UNFILLED_AMONG = _UNFILLED.where(searches.c.search_id.in_(bindparam("search_ids")))
+_SEARCH = select(searches).where(searches.c.search_id == bindparam("search_id"), _search_open)
+_SEARCH_LOCKED = _SEARCH.with_for_update()
 
 
 async def finder_is_new(tx: AsyncConnection, passenger_id: str, version: int) -> bool:
     """Note the version of a finder; False when a newer one was heard."""
     if await insert_ignore(tx, finders, {"passenger_id": passenger_id, "version": version}):
         return True
-    newer = and_(finders.c.passenger_id == passenger_id, finders.c.version < version)
-    return (await tx.execute(update(finders).where(newer).values(version=version))).rowcount == 1
+    values = {"of_passenger": passenger_id, "newer": version, "version": version}
+    return (await tx.execute(_HEAR_FINDER, values)).rowcount == 1
 
 
 async def open_search_of(tx: AsyncConnection, passenger_id: str) -> Row[Any] | None:
-    statement = select(searches).where(searches.c.passenger_id == passenger_id, _search_open).with_for_update()
-    return (await tx.execute(statement)).first()
+    return (await tx.execute(_OPEN_SEARCH_OF, {"passenger_id": passenger_id})).first()
+
+
+async def insert_search(tx: AsyncConnection, **values: Any) -> None:
+    await tx.execute(_INSERT_SEARCH, values)
+
+
+async def change_search(tx: AsyncConnection, search_id: str, **values: Any) -> None:
+    await tx.execute(_CHANGE_SEARCH, {"of_search": search_id, **values})
 
 
 async def close_search(tx: AsyncConnection, search_id: str, status: str) -> bool:
     """OPEN → MATCHED | ENDED; False when it was not open."""
-    statement = update(searches).where(searches.c.search_id == search_id, _search_open).values(status=status)
-    return (await tx.execute(statement)).rowcount == 1
+    return (await tx.execute(_CLOSE_SEARCH, {"of_search": search_id, "status": status})).rowcount == 1
 
 
 async def expired_searches(tx: AsyncConnection, now: datetime) -> Sequence[Row[Any]]:
     """End those whose time is over, and return them."""
-    statement = (
-        update(searches).where(_search_open, searches.c.expires_at <= now).values(status="ENDED").returning(searches)
-    )
-    ended: Sequence[Row[Any]] = (await tx.execute(statement)).all()
+    ended: Sequence[Row[Any]] = (await tx.execute(_EXPIRE_SEARCHES, {"now": now, "status": "ENDED"})).all()
     return ended
 
 
 async def unfilled_searches(tx: AsyncConnection, room: int, among: Collection[str] | None = None) -> Sequence[Row[Any]]:
     """Open searches with fewer than ``room`` open proposals, oldest first; all, or those ``among`` some ids."""
-    proposals = (
-        select(matches.c.search_id, func.count().label("n")).where(_open).group_by(matches.c.search_id).subquery()
-    )
-    statement = (
-        select(searches)
-        .outerjoin(proposals, proposals.c.search_id == searches.c.search_id)
-        .where(_search_open, or_(proposals.c.n.is_(None), proposals.c.n < room))
-        .order_by(searches.c.created_at)
-    )
-    if among is not None:
-        statement = statement.where(searches.c.search_id.in_(among))
-    return (await tx.execute(statement)).all()
+    if among is None:
+        return (await tx.execute(_UNFILLED, {"room": room})).all()
+    return (await tx.execute(_UNFILLED_AMONG, {"room": room, "search_ids": list(among)})).all()
 
 
 async def search(tx: AsyncConnection, search_id: str, *, lock: bool = False) -> Row[Any] | None:
-    statement = select(searches).where(searches.c.search_id == search_id, _search_open)
-    return (await tx.execute(statement.with_for_update() if lock else statement)).first()
+    return (await tx.execute(_SEARCH_LOCKED if lock else _SEARCH, {"search_id": search_id})).first()
 
 
 # -- matches
+
+_MATCH = select(matches).where(matches.c.match_id == bindparam("match_id"))
+_CHANGE_MATCH = update(matches).where(matches.c.match_id == bindparam("of_match"))
+_OF_SEARCH = select(matches).where(matches.c.search_id == bindparam("search_id"))
+_OF_USER = (
+    select(matches)
+    .where(or_(matches.c.passenger_id == bindparam("user_id"), matches.c.driver_id == bindparam("user_id")))
+    .order_by(matches.c.match_id.desc())
+    .limit(bindparam("rows"))
+)
+_OF_USER_IN = _OF_USER.where(matches.c.status.in_(bindparam("statuses")))
+_OFFERS = (
+    select(matches.c.driver_id, func.count())
+    .where(_open, matches.c.driver_id.in_(bindparam("driver_ids")))
+    .group_by(matches.c.driver_id)
+)
+_END = (
+    update(matches)
+    .where(matches.c.match_id.in_(bindparam("match_ids")), _open)
+    .values(version=matches.c.version + 1)
+    .returning(matches)
+)
+_DUE_FOR_CHECK = (
+    select(matches)
+    .where(matches.c.check_at <= bindparam("now"), matches.c.status == literal_column("'ACCEPTED'"))
+    .limit(100)
+)
+_ENGAGED_AMONG = select(engaged.c.user_id).where(engaged.c.user_id.in_(bindparam("user_ids")))
+_ENGAGED_IN = select(engaged.c.match_id).where(engaged.c.user_id == bindparam("user_id"))
+_RELEASE = delete(engaged).where(engaged.c.match_id == bindparam("match_id"))
+
+
+@cache
+def _move(when: tuple[str, ...]) -> ReturningUpdate[*tuple[Any, ...]]:
+    return _CHANGE_MATCH.where(one_of(matches.c.status, when)).values(version=matches.c.version + 1).returning(matches)
 
 
 async def match_row(tx: AsyncConnection, match_id: str) -> Row[Any] | None:
     if not is_id(match_id):
         return None
-    return (await tx.execute(select(matches).where(matches.c.match_id == match_id))).first()
+    return (await tx.execute(_MATCH, {"match_id": match_id})).first()
+
+
+async def insert_match(tx: AsyncConnection, **values: Any) -> bool:
+    """False: the driver has been proposed to this search before."""
+    return await insert_ignore(tx, matches, values)
+
+
+async def check_match(tx: AsyncConnection, match_id: str, at: datetime | None) -> None:
+    """When to ask for the ride of an accepted match; None: there is nothing to ask."""
+    await tx.execute(_CHANGE_MATCH, {"of_match": match_id, "check_at": at})
 
 
 async def of_search(tx: AsyncConnection, search_id: str) -> Sequence[Row[Any]]:
-    return (await tx.execute(select(matches).where(matches.c.search_id == search_id))).all()
+    return (await tx.execute(_OF_SEARCH, {"search_id": search_id})).all()
 
 
 async def of_user(
     tx: AsyncConnection, user_id: str, statuses: Collection[str] | None, limit: int = 100
 ) -> Sequence[Row[Any]]:
-    statement = select(matches).where(or_(matches.c.passenger_id == user_id, matches.c.driver_id == user_id))
-    if statuses is not None:
-        statement = statement.where(matches.c.status.in_(statuses))
-    return (await tx.execute(statement.order_by(matches.c.match_id.desc()).limit(limit))).all()
+    values = {"user_id": user_id, "rows": limit}
+    if statuses is None:
+        return (await tx.execute(_OF_USER, values)).all()
+    return (await tx.execute(_OF_USER_IN, {**values, "statuses": list(statuses)})).all()
 
 
 async def offers(tx: AsyncConnection, driver_ids: Collection[str]) -> dict[str, int]:
     """Open proposals per driver."""
-    statement = (
-        select(matches.c.driver_id, func.count())
-        .where(_open, matches.c.driver_id.in_(driver_ids))
-        .group_by(matches.c.driver_id)
-    )
-    return {row[0]: row[1] for row in (await tx.execute(statement)).all()}
+    return {row[0]: row[1] for row in await tx.execute(_OFFERS, {"driver_ids": list(driver_ids)})}
 
 
 async def engaged_among(tx: AsyncConnection, user_ids: Collection[str]) -> set[str]:
-    statement = select(engaged.c.user_id).where(engaged.c.user_id.in_(user_ids))
-    return set((await tx.execute(statement)).scalars())
+    return set((await tx.execute(_ENGAGED_AMONG, {"user_ids": list(user_ids)})).scalars())
 
 
 async def move(tx: AsyncConnection, match_id: str, to: str, *, when: Collection[str], **values: Any) -> Row[Any] | None:
     """Change the status if it is one of ``when``; the new row, or None."""
-    statement = (
-        update(matches)
-        .where(matches.c.match_id == match_id, matches.c.status.in_(when))
-        .values(status=to, version=matches.c.version + 1, **values)
-        .returning(matches)
-    )
-    moved: Row[Any] | None = (await tx.execute(statement)).first()
+    found = await tx.execute(_move(tuple(when)), {"of_match": match_id, "status": to, **values})
+    moved: Row[Any] | None = found.first()
     return moved
 
 
@@ -298,13 +353,8 @@ async def end_open(tx: AsyncConnection, condition: Any, *, status: str, reason: 
     ids = list((await tx.execute(statement)).scalars())
     if not ids:
         return []
-    statement_ended = (
-        update(matches)
-        .where(matches.c.match_id.in_(ids), _open)
-        .values(status=status, reason=reason, version=matches.c.version + 1)
-        .returning(matches)
-    )
-    ended: Sequence[Row[Any]] = (await tx.execute(statement_ended)).all()
+    found = await tx.execute(_END, {"match_ids": ids, "status": status, "reason": reason})
+    ended: Sequence[Row[Any]] = found.all()
     return ended
 
 
@@ -313,17 +363,16 @@ async def engage(tx: AsyncConnection, match_id: str, user_ids: Collection[str]) 
     for user_id in sorted(user_ids):
         if await insert_ignore(tx, engaged, {"user_id": user_id, "match_id": match_id}):
             continue
-        holder = (await tx.execute(select(engaged.c.match_id).where(engaged.c.user_id == user_id))).scalar()
+        holder = (await tx.execute(_ENGAGED_IN, {"user_id": user_id})).scalar()
         if holder != match_id:
             return False
     return True
 
 
 async def release(tx: AsyncConnection, match_id: str) -> None:
-    await tx.execute(delete(engaged).where(engaged.c.match_id == match_id))
+    await tx.execute(_RELEASE, {"match_id": match_id})
 
 
 async def due_for_check(tx: AsyncConnection, now: datetime) -> Sequence[Row[Any]]:
     """Accepted matches that should have heard of their ride by now."""
-    statement = select(matches).where(matches.c.check_at <= now, matches.c.status == "ACCEPTED").limit(100)
-    return (await tx.execute(statement)).all()
+    return (await tx.execute(_DUE_FOR_CHECK, {"now": now})).all()

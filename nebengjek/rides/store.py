@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Select, and_, exists, func, or_, select, update
+from sqlalchemy import and_, bindparam, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from nebengjek.contracts.geo import Location, Point
 from nebengjek.contracts.message import is_id
@@ -16,6 +18,7 @@ from nebengjek.errors import NotFound
 from nebengjek.rides.fares import kilometres
 from nebengjek.rides.payment_store import PaymentRow
 from nebengjek.rides.tables import ledger, payment_attempts, payments, rides
+from nebengjek.sql import one_of
 
 OPEN: tuple[RideState, ...] = ("PICKUP", "ONGOING", "ARRIVED")
 ANY: tuple[RideState, ...] = (*OPEN, "COMPLETED", "CANCELLED")
@@ -100,13 +103,58 @@ def view_fields(row: RideRow, payment: PaymentRow | None) -> dict[str, Any]:
 
 # -- rides ---------------------------------------------------------------------------------------------------
 
+_open = one_of(rides.c.status, OPEN)
+_CROSSED = select(
+    exists().where(
+        or_(rides.c.driver_id == bindparam("passenger_id"), rides.c.passenger_id == bindparam("driver_id")), _open
+    )
+)
+_RIDE = select(rides).where(rides.c.ride_id == bindparam("ride_id"))
+_RIDE_LOCKED = _RIDE.with_for_update()
+_OF_MATCH = select(rides).where(rides.c.match_id == bindparam("match_id"))
+_OF_USER = select(rides).where(
+    or_(rides.c.driver_id == bindparam("user_id"), rides.c.passenger_id == bindparam("user_id"))
+)
+_OPEN_OF_USER = _OF_USER.where(_open).limit(1)
+_UNPAID = (
+    select(rides)
+    .join(payments, and_(payments.c.ride_id == rides.c.ride_id, payments.c.status == "OVERDUE"))
+    .where(rides.c.passenger_id == bindparam("user_id"))
+    .order_by(rides.c.ride_id.desc())
+    .limit(1)
+)
+_WAITING_SINCE = (
+    select(rides.c.ride_id)
+    .where(rides.c.status == "PICKUP", rides.c.created_at < bindparam("moment"))
+    .limit(bindparam("rows"))
+)
+_UNPAID_SINCE = (
+    select(rides.c.ride_id)
+    .where(
+        rides.c.status == "ARRIVED",
+        rides.c.arrived_at < bindparam("moment"),
+        ~exists().where(payment_attempts.c.ride_id == rides.c.ride_id, payment_attempts.c.status == "PENDING"),
+    )
+    .limit(bindparam("rows"))
+)
 
-async def _rows(tx: AsyncConnection, statement: Any) -> list[RideRow]:
-    return [RideRow(**row._mapping) for row in await tx.execute(statement)]
+
+@cache
+def _change(states: tuple[RideState, ...]) -> ReturningUpdate[*tuple[Any, ...]]:
+    return (
+        update(rides)
+        .where(rides.c.ride_id == bindparam("of_ride"), one_of(rides.c.status, states))
+        .values(version=rides.c.version + bindparam("said"))
+        .returning(*rides.c)
+    )
 
 
-async def _row(tx: AsyncConnection, statement: Any) -> RideRow | None:
-    return next(iter(await _rows(tx, statement)), None)
+async def _rows(tx: AsyncConnection, statement: Any, values: dict[str, Any]) -> list[RideRow]:
+    return [RideRow(**row._mapping) for row in await tx.execute(statement, values)]
+
+
+async def _row(tx: AsyncConnection, statement: Any, values: dict[str, Any]) -> RideRow | None:
+    return next(iter(await _rows(tx, statement, values)), None)
 
 
 async def insert_ride(tx: AsyncConnection, row: RideRow) -> bool:
@@ -114,8 +162,8 @@ async def insert_ride(tx: AsyncConnection, row: RideRow) -> bool:
 
     Two in the same role are refused by an index, whatever the timing; the look is for a driver who is a passenger.
     """
-    crossed = or_(rides.c.driver_id == row.passenger_id, rides.c.passenger_id == row.driver_id)
-    if (await tx.execute(select(exists().where(crossed, rides.c.status.in_(OPEN))))).scalar_one():
+    parties = {"driver_id": row.driver_id, "passenger_id": row.passenger_id}
+    if (await tx.execute(_CROSSED, parties)).scalar_one():
         return False
     return await insert_ignore(tx, rides, {name: getattr(row, name) for name in row.__struct_fields__})
 
@@ -124,8 +172,7 @@ async def find(tx: AsyncConnection, ride_id: str, *, lock: bool = False) -> Ride
     """``lock``: nobody else changes it until the end of the transaction."""
     if not is_id(ride_id):
         return None
-    statement = select(rides).where(rides.c.ride_id == ride_id)
-    return await _row(tx, statement.with_for_update() if lock else statement)
+    return await _row(tx, _RIDE_LOCKED if lock else _RIDE, {"ride_id": ride_id})
 
 
 async def known(tx: AsyncConnection, ride_id: str) -> RideRow:
@@ -139,31 +186,29 @@ async def known(tx: AsyncConnection, ride_id: str) -> RideRow:
 async def of_match(tx: AsyncConnection, match_id: str) -> RideRow | None:
     if not is_id(match_id):
         return None
-    return await _row(tx, select(rides).where(rides.c.match_id == match_id))
+    return await _row(tx, _OF_MATCH, {"match_id": match_id})
 
 
 async def open_of_user(tx: AsyncConnection, user_id: str) -> RideRow | None:
     """The ride of a driver or passenger that has not ended."""
-    return await _row(tx, _of_user(user_id).where(rides.c.status.in_(OPEN)).limit(1))
+    return await _row(tx, _OPEN_OF_USER, {"user_id": user_id})
 
 
 async def unpaid_of_passenger(tx: AsyncConnection, user_id: str) -> RideRow | None:
     """The latest ride that ended with its payment overdue."""
-    overdue = and_(payments.c.ride_id == rides.c.ride_id, payments.c.status == "OVERDUE")
-    statement = select(rides).join(payments, overdue).where(rides.c.passenger_id == user_id)
-    return await _row(tx, statement.order_by(rides.c.ride_id.desc()).limit(1))
+    return await _row(tx, _UNPAID, {"user_id": user_id})
 
 
 async def page(
     tx: AsyncConnection, *, user_id: str, status: RideState | None, before: str | None, limit: int
 ) -> list[RideRow]:
     """Up to ``limit`` rides of a user, newest first (ids are in the order of time), older than ``before``."""
-    statement = _of_user(user_id)
+    statement = _OF_USER
     if status is not None:
         statement = statement.where(rides.c.status == status)
     if before is not None:
         statement = statement.where(rides.c.ride_id < before)
-    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit))
+    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit), {"user_id": user_id})
 
 
 async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool | None, limit: int) -> list[RideRow]:
@@ -172,7 +217,7 @@ async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool 
         statement = statement.where(rides.c.status == status)
     if review is not None:
         statement = statement.where(rides.c.review.is_(review))
-    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit))
+    return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit), {})
 
 
 async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
@@ -182,40 +227,27 @@ async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
     return counts | dict(found.all())
 
 
-def _of_user(user_id: str) -> Select[Any]:
-    return select(rides).where(or_(rides.c.driver_id == user_id, rides.c.passenger_id == user_id))
-
-
 async def change(
     tx: AsyncConnection, ride_id: str, states: Sequence[RideState], *, said: int, **values: Any
 ) -> RideRow | None:
     """Change a ride that is in one of ``states`` and count the ``said`` events about it; None: it is in another."""
-    statement = (
-        update(rides)
-        .where(rides.c.ride_id == ride_id, rides.c.status.in_(states))
-        .values(version=rides.c.version + said, **values)
-        .returning(*rides.c)
-    )
-    return await _row(tx, statement)
+    return await _row(tx, _change(tuple(states)), {"of_ride": ride_id, "said": said, **values})
 
 
 async def waiting_since(tx: AsyncConnection, moment: datetime, limit: int) -> list[str]:
     """Rides whose pick-up has been awaited since before ``moment``."""
-    statement = select(rides.c.ride_id).where(rides.c.status == "PICKUP", rides.c.created_at < moment)
-    return list((await tx.execute(statement.limit(limit))).scalars())
+    return list((await tx.execute(_WAITING_SINCE, {"moment": moment, "rows": limit})).scalars())
 
 
 async def unpaid_since(tx: AsyncConnection, moment: datetime, limit: int) -> list[str]:
     """Rides that arrived before ``moment`` and are not paid, nor is anybody trying."""
-    statement = select(rides.c.ride_id).where(
-        rides.c.status == "ARRIVED",
-        rides.c.arrived_at < moment,
-        ~exists().where(payment_attempts.c.ride_id == rides.c.ride_id, payment_attempts.c.status == "PENDING"),
-    )
-    return list((await tx.execute(statement.limit(limit))).scalars())
+    return list((await tx.execute(_UNPAID_SINCE, {"moment": moment, "rows": limit})).scalars())
 
 
 # -- ledger --------------------------------------------------------------------------------------------------
+
+_LAST_SEQUENCE = select(func.max(ledger.c.sequence)).where(ledger.c.ride_id == bindparam("ride_id"))
+_ENTRIES = select(ledger).where(ledger.c.ride_id == bindparam("ride_id")).order_by(ledger.c.sequence)
 
 
 async def book(tx: AsyncConnection, ride_id: str, sequence: int, mm: int, cost: int, now: datetime) -> bool:
@@ -226,12 +258,11 @@ async def book(tx: AsyncConnection, ride_id: str, sequence: int, mm: int, cost: 
 
 async def last_sequence(tx: AsyncConnection, ride_id: str) -> int:
     """0 when nothing is booked."""
-    found = await tx.execute(select(func.max(ledger.c.sequence)).where(ledger.c.ride_id == ride_id))
-    return found.scalar_one() or 0
+    return (await tx.execute(_LAST_SEQUENCE, {"ride_id": ride_id})).scalar_one() or 0
 
 
 async def entries(tx: AsyncConnection, ride_id: str) -> list[LedgerEntry]:
-    found = await tx.execute(select(ledger).where(ledger.c.ride_id == ride_id).order_by(ledger.c.sequence))
+    found = await tx.execute(_ENTRIES, {"ride_id": ride_id})
     return [
         LedgerEntry(
             sequence=row.sequence, distance_km=kilometres(row.distance_mm), cost=row.cost, created_at=row.created_at

@@ -83,9 +83,7 @@ class UsersService:
     async def _find(self, tx: AsyncConnection, row: Row[Any], data: FinderData) -> UserFinder:
         now = self._clock.now()
         sought = msgspec.json.encode(data).decode() if data.is_active else None
-        version = await store.change(
-            tx, row.id, now, finder_active=data.is_active, finder=sought, finder_version=store.users.c.version + 1
-        )
+        version = await store.change_finder(tx, row.id, now, is_active=data.is_active, finder=sought)
         event = UserFinder(
             user_id=row.id,
             version=version or 0,

@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     delete,
     select,
     update,
@@ -87,34 +88,64 @@ payments_due = Table(
 """Overdue payments; one that was paid before it was heard to be overdue stays paid."""
 
 
+_BY_MSISDN = select(users).where(users.c.msisdn == bindparam("msisdn"))
+_BY_ID = (
+    select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate)
+    .outerjoin(drivers)
+    .where(users.c.id == bindparam("user_id"), users.c.deleted_at.is_(None))
+)
+_CHANGE = (
+    update(users)
+    .where(users.c.id == bindparam("of_user"), users.c.deleted_at.is_(None))
+    .values(version=users.c.version + 1)
+    .returning(users.c.version)
+)
+_CHANGE_FINDER = _CHANGE.values(finder_version=users.c.version + 1)
+_ENGAGED_IN = (
+    select(engagements.c.match_id)
+    .where(engagements.c.user_id == bindparam("user_id"), engagements.c.ended.is_(False))
+    .limit(1)
+)
+_RELEASE = update(engagements).where(
+    engagements.c.match_id == bindparam("of_match"), engagements.c.user_id == bindparam("of_user")
+)
+_OWES = (
+    select(payments_due.c.ride_id)
+    .where(payments_due.c.user_id == bindparam("user_id"), payments_due.c.paid.is_(False))
+    .limit(1)
+)
+
+
 async def by_msisdn(tx: AsyncConnection, msisdn: str) -> Row[Any] | None:
-    return (await tx.execute(select(users).where(users.c.msisdn == msisdn))).first()
+    return (await tx.execute(_BY_MSISDN, {"msisdn": msisdn})).first()
 
 
 async def by_id(tx: AsyncConnection, user_id: str) -> Row[Any] | None:
     """The user with his vehicle (``vehicle_type``, ``vehicle_plate``: null for a passenger), unless deleted."""
     if not is_id(user_id):
         return None
-    joined = select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate).outerjoin(drivers)
-    return (await tx.execute(joined.where(users.c.id == user_id, users.c.deleted_at.is_(None)))).first()
+    return (await tx.execute(_BY_ID, {"user_id": user_id})).first()
 
 
 async def change(tx: AsyncConnection, user_id: str, now: datetime, *conditions: Any, **values: Any) -> int | None:
     """Change the row if ``conditions`` hold and count its version; the new version, or None."""
-    statement = (
-        update(users)
-        .where(users.c.id == user_id, users.c.deleted_at.is_(None), *conditions)
-        .values(version=users.c.version + 1, updated_at=now, **values)
-        .returning(users.c.version)
-    )
-    version: int | None = (await tx.execute(statement)).scalar()
+    statement = _CHANGE.where(*conditions) if conditions else _CHANGE
+    version: int | None = (await tx.execute(statement, {"of_user": user_id, "updated_at": now, **values})).scalar()
+    return version
+
+
+async def change_finder(
+    tx: AsyncConnection, user_id: str, now: datetime, *, is_active: bool, finder: str | None
+) -> int | None:
+    """As ``change``; the finder's version is the row's."""
+    values = {"of_user": user_id, "updated_at": now, "finder_active": is_active, "finder": finder}
+    version: int | None = (await tx.execute(_CHANGE_FINDER, values)).scalar()
     return version
 
 
 async def engaged_in(tx: AsyncConnection, user_id: str) -> str | None:
     """The match that binds the user, if one does."""
-    statement = select(engagements.c.match_id).where(engagements.c.user_id == user_id, engagements.c.ended.is_(False))
-    match_id: str | None = (await tx.execute(statement.limit(1))).scalar()
+    match_id: str | None = (await tx.execute(_ENGAGED_IN, {"user_id": user_id})).scalar()
     return match_id
 
 
@@ -130,14 +161,13 @@ async def release(tx: AsyncConnection, match_id: str, user_ids: tuple[str, ...],
     for user_id in user_ids:
         row = {"match_id": match_id, "user_id": user_id, "ended": True, "changed_at": now}
         if not await insert_ignore(tx, engagements, row):
-            of_user = (engagements.c.match_id == match_id) & (engagements.c.user_id == user_id)
-            await tx.execute(update(engagements).where(of_user).values(ended=True, changed_at=now))
+            ended = {"of_match": match_id, "of_user": user_id, "ended": True, "changed_at": now}
+            await tx.execute(_RELEASE, ended)
 
 
 async def owes(tx: AsyncConnection, user_id: str) -> str | None:
     """An overdue ride that the user has not paid."""
-    statement = select(payments_due.c.ride_id).where(payments_due.c.user_id == user_id, payments_due.c.paid.is_(False))
-    ride_id: str | None = (await tx.execute(statement.limit(1))).scalar()
+    ride_id: str | None = (await tx.execute(_OWES, {"user_id": user_id})).scalar()
     return ride_id
 
 
