@@ -313,7 +313,9 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, _: Litestar) -> AsyncIterator[None]:
-        await self.start()
+        # Our own server has started it before: uvicorn would answer a refusal with a traceback.
+        if not self._started:
+            await self.start()
         try:
             yield
         finally:
@@ -322,8 +324,25 @@ class App:
     # -- life
 
     async def start(self) -> None:
-        """Schema, bus, sweeps. Raises Misconfigured when the schema is old and migrating is not ours to do."""
+        """Stores, schema, bus, sweeps. A bus that is away is waited for behind; ``ready`` is 503 until then.
+
+        Raises Unavailable when a store does not answer, Misconfigured when it refuses us, when the schema is old and
+        migrating is not ours to do, or when the bus can never work; the message names what was tried.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            # Nothing was heard yet: there is nothing to drain.
+            await self.broker.close()
+            await self._close()
+            raise
+
+    async def _start(self) -> None:
         await self._prepare_schema()
+        await self._reach_fast_state()
+        if self.broker.durable:
+            await self.broker.connect()
+            await self.pods.refuse_second()
         for module in self.running:
             if module.start is not None:
                 await module.start()
@@ -333,6 +352,13 @@ class App:
             await self.pods.beat()
             for sweep in self.sweeps():
                 self._sweepers.append(asyncio.create_task(self._sweep_for_ever(sweep)))
+
+    async def _reach_fast_state(self) -> None:
+        try:
+            await self.state.ping()
+        except Unavailable as error:
+            reason = str(error.__cause__)
+            raise Unavailable("redis", f"redis.url: {self.state.where} does not answer ({reason})") from error
 
     async def _prepare_schema(self) -> None:
         if self.settings.profile != "production" or self.database.is_sqlite:
@@ -383,6 +409,9 @@ class App:
         self._sweepers.clear()
         self.drained = await self.bus.drain(self.settings.nats.drain_timeout)
         log.info("bus.drained", finished=self.drained.finished, abandoned=self.drained.abandoned)
+        await self._close()
+
+    async def _close(self) -> None:
         if self._spans is not None:
             self._spans.close()
         await self.state.close()

@@ -17,6 +17,7 @@ from typing import Any
 
 import rich_click as click
 from click import get_current_context
+from click.exceptions import Exit
 from msgspec import structs
 
 from nebengjek.asking import Failure, Unreachable, show_json, show_table
@@ -41,17 +42,25 @@ class Cli(click.RichGroup):
         try:
             return super().invoke(ctx)
         except Misconfigured as error:
-            raise WrongSetting(str(error)) from error
+            raise _for_people_or_logs(WrongSetting(str(error))) from error
         except Unavailable as error:
-            raise Unreachable(error.message) from error
+            raise _for_people_or_logs(Unreachable(error.message)) from error
         except NebengJekError as error:
-            raise Failure(str(error)) from error
+            raise _for_people_or_logs(Failure(str(error))) from error
+
+
+def _for_people_or_logs(error: click.ClickException) -> Exception:
+    """A box in a terminal; where a service's log is meant, lines as they are: a wrapped one cannot be searched for."""
+    if sys.stderr.isatty():
+        return error
+    click.echo(f"Error: {error.message}", err=True)
+    return Exit(error.exit_code)
 
 
 _TRY = {
     "a first look": "nebengjek demo",
     "on a laptop": "nebengjek run",
-    "on servers": "NATS_URL=… REDIS_URL=… DATABASE_URL=… nebengjek run --workers 2",
+    "on servers": "NATS_URL=… REDIS_URL=… DATABASE_URL=… nebengjek run",
     "with a profile": "nebengjek --settings settings/production.toml run",
     "what went wrong": "nebengjek dead-letters",
 }
@@ -105,6 +114,7 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
     settings = structs.replace(settings, web=web)
     chosen = _chosen_modules(modules)
     if workers > 1:
+        _need_one_for_phones(chosen, workers)
         _need_servers(settings, f"--workers {workers}")
     if chosen is not None:
         _need_servers(settings, f"--modules {','.join(chosen)}")
@@ -115,11 +125,6 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
         listening = held.enter_context(listen(settings.web.host, settings.web.port))
         if workers > 1:
             _say_hello(settings, f"{workers} workers")
-            if chosen is None or "users" in chosen:
-                warning = "mailboxes of phones live in one process: a phone misses what another worker hears for it"
-                click.echo(
-                    click.style(f"  {warning}; one process with --modules users, the rest in workers", fg="yellow")
-                )
             code = serve_many(settings, workers, listening, modules=chosen, on_ready=_say_ready)
         else:
             # The whole application: nothing but ``run`` needs it. What is imported stays: collecting garbage
@@ -148,6 +153,16 @@ def _chosen_modules(text: str | None) -> list[str] | None:
     if unknown or not chosen:
         raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(MODULES)}")
     return chosen
+
+
+def _need_one_for_phones(chosen: Sequence[str] | None, workers: int) -> None:
+    """Raises Misconfigured: what one worker hears for a phone would never reach a phone at another."""
+    if chosen is None or "users" in chosen:
+        others = ",".join(name for name in MODULES if name != "users")
+        raise Misconfigured(
+            f"--workers {workers} would run the module users {workers} times, but phones are served by one process "
+            f"in this version: run one with --modules users, and beside it --modules {others} --workers {workers}"
+        )
 
 
 def _need_servers(settings: Settings, what: str) -> None:

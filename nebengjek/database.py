@@ -10,13 +10,16 @@ from contextlib import asynccontextmanager, contextmanager
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from nebengjek.errors import Unavailable
+from nebengjek.errors import Misconfigured, Unavailable
 from nebengjek.sql import UtcDateTime, insert_ignore, metadata
 from nebengjek.sqlite import SqliteEngine
 
 __all__ = ["Database", "UtcDateTime", "insert_ignore", "metadata"]
+
+CONNECT_SECONDS = 5.0
 
 
 class Database:
@@ -30,7 +33,9 @@ class Database:
         self._engine = (
             SqliteEngine(self.url, **options)
             if self.is_sqlite
-            else create_async_engine(self.url.set(drivername="postgresql+asyncpg"), **options)
+            else create_async_engine(
+                self.url.set(drivername="postgresql+asyncpg"), connect_args={"timeout": CONNECT_SECONDS}, **options
+            )
         )
         self._committed: list[Callable[[AsyncConnection], None]] = []
 
@@ -72,6 +77,19 @@ class Database:
         async with self.read() as connection:
             await connection.execute(text("SELECT 1"))
 
+    async def reach(self) -> None:
+        """For a start: is it there, and may we use it? The errors say what was tried, without the password.
+
+        Raises Unavailable when it does not answer, Misconfigured when it refuses us.
+        """
+        try:
+            await self.ping()
+        except Unavailable as error:
+            reason = f"database.url: {self.where} does not answer ({_why(error.__cause__)})"
+            raise Unavailable("database", reason) from error
+        except DBAPIError as error:
+            raise Misconfigured(f"database.url: {self.where} cannot be used: {_why(error)}") from error
+
     async def close(self) -> None:
         await self._engine.dispose()
 
@@ -80,9 +98,20 @@ class Database:
 def _reaching() -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, PoolTimeout) as error:
         raise Unavailable("database") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or _cannot_now(error):
             raise Unavailable("database") from error
         raise
+
+
+def _cannot_now(error: DBAPIError) -> bool:
+    """PostgreSQL starts or ends, or has no connection or room left (SQLSTATE classes 08, 53, 57)."""
+    return str(getattr(error.orig, "sqlstate", None))[:2] in ("08", "53", "57")
+
+
+def _why(error: BaseException | None) -> str:
+    """In one line, without SQL."""
+    cause = getattr(error, "orig", None) or error
+    return " ".join(str(cause).split()) or type(cause).__name__

@@ -13,7 +13,8 @@ _ADVISORY_LOCK = 7_365_501
 
 
 async def revision(database: Database) -> str | None:
-    """The revision that the database has; None for an empty one. Raises Unavailable."""
+    """The revision that the database has; None for an empty one. Raises as ``Database.reach``."""
+    await database.reach()
     async with database.read() as connection:
         return await connection.run_sync(_revision)
 

@@ -45,6 +45,8 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises what ``App.start`` raises."""
+        await self.app.start()
         await super().startup(sockets=sockets)
         if self.should_exit:
             return
@@ -72,7 +74,7 @@ def serve(
     """Run until a signal; 0 after a clean end, 1 when it could not start.
 
     ``announce``: told of the parts before anything starts; ``on_ready``: told the URL; ``sockets``: listening ones
-    that several processes share, instead of the settings' host and port. Raises Misconfigured.
+    that several processes share, instead of the settings' host and port. Raises what ``App.start`` raises.
     """
 
     async def run() -> int:

@@ -14,7 +14,7 @@ from threading import Thread
 import structlog
 from msgspec import structs
 
-from nebengjek.errors import Misconfigured
+from nebengjek.errors import Misconfigured, NebengJekError, Unavailable
 from nebengjek.log import configure
 from nebengjek.settings import Settings
 
@@ -29,7 +29,7 @@ class _Stop(Exception):
 
 
 class Worker:
-    """One process; ``ready``: it has said that it serves."""
+    """One process; ``ready``: it has said that it serves. ``refusal``: it has said why it cannot."""
 
     def __init__(
         self, number: int, settings: Settings, modules: Sequence[str] | None, listening: socket.socket
@@ -37,6 +37,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.ready = False
+        self.refusal: NebengJekError | None = None
         self.said, child = context.Pipe(duplex=False)
         self.process: SpawnProcess = context.Process(
             target=_work, args=(_own(settings, number), modules, listening, child), name=f"worker {number}", daemon=True
@@ -53,9 +54,10 @@ def serve_many(
     modules: Sequence[str] | None,
     on_ready: Callable[[str], None],
 ) -> int:
-    """Run ``count`` workers until a signal; 0 after a clean end, 1 when one could not start.
+    """Run ``count`` workers until a signal; 0 after a clean end, 1 when one died before it was ready.
 
-    A worker that dies after it was ready is started again.
+    A worker that dies after it was ready is started again. Raises Unavailable or Misconfigured, as the first worker
+    that says why it cannot start.
     """
     with _signals():
         workers: list[Worker] = []
@@ -86,6 +88,8 @@ def _watch(
                 continue
             if not ready:
                 _end(workers, settings.nats.drain_timeout)
+                if worker.refusal is not None:
+                    raise worker.refusal
                 return 1
             log.error("worker.died", worker=worker.number, code=worker.process.exitcode)
             time.sleep(RESTART_SECONDS)  # one that dies at once must not be started a thousand times a second
@@ -114,7 +118,8 @@ def _end(workers: Sequence[Worker], drain_timeout: float) -> int:
 def _is_ready(worker: Worker) -> bool:
     if not worker.ready and worker.said.poll():
         with suppress(EOFError):
-            worker.ready = worker.said.recv()
+            said = worker.said.recv()
+            worker.ready, worker.refusal = said is None, said and _refusal(*said)
     return worker.ready
 
 
@@ -132,7 +137,16 @@ def _work(settings: Settings, modules: Sequence[str] | None, listening: socket.s
 
     Thread(target=_follow_parent, name="parent", daemon=True).start()
     configure(level=settings.log.level, format=settings.log.format, audit=settings.log.audit)
-    raise SystemExit(serve(settings, modules=modules, on_ready=lambda _: said.send(True), sockets=[listening]))
+    try:
+        code = serve(settings, modules=modules, on_ready=lambda _: said.send(None), sockets=[listening])
+    except NebengJekError as error:
+        said.send((isinstance(error, Unavailable), str(error)))
+        code = 1
+    raise SystemExit(code)
+
+
+def _refusal(away: bool, message: str) -> NebengJekError:
+    return Unavailable("worker", message) if away else Misconfigured(message)
 
 
 def _follow_parent() -> None:

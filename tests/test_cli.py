@@ -41,7 +41,7 @@ def invoke(*words: str, env: dict[str, str] | None = None, text: str | None = No
 def test_help_groups_the_commands_and_gives_examples() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for words in ("Ride", "Look after a running server", "Set up", "nebengjek demo", "nebengjek run --workers 2"):
+    for words in ("Ride", "Look after a running server", "Set up", "nebengjek demo", "DATABASE_URL=… nebengjek run"):
         assert words in result.output
     for command in cli.commands:
         assert command in result.output
@@ -106,8 +106,8 @@ def test_a_wrong_setting_refuses_every_command_that_needs_them(words: tuple[str,
 # -- run refuses
 
 
-@pytest.mark.parametrize("words", [("--workers", "2"), ("--modules", "users,location")])
-def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, str]) -> None:
+@pytest.mark.parametrize("words", [("--workers", "2", "--modules", "match,rides"), ("--modules", "users,location")])
+def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, ...]) -> None:
     result = invoke("run", *words)
     assert result.exit_code == 2
     assert f"{words[0]} {words[1]} means several processes" in result.output
@@ -117,6 +117,55 @@ def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, str
     assert "the database (SQLite) would be embedded" in part.output
     off = invoke("run", *words, env={"NATS_URL": "nats://127.0.0.1", "JETSTREAM_ENABLED": "false"})
     assert "the bus" in off.output
+
+
+@pytest.mark.parametrize("more", [(), ("--modules", "rides,users")])
+def test_workers_that_would_all_serve_phones_are_refused(more: tuple[str, ...]) -> None:
+    everywhere = {"NATS_URL": "nats://127.0.0.1", "REDIS_URL": "redis://127.0.0.1", "DATABASE_URL": "postgresql://h/d"}
+    for env in ({}, everywhere):
+        result = invoke("run", "--workers", "3", *more, env=env)
+        assert result.exit_code == 2
+        assert "phones are served by one process" in result.output
+        # What to do instead can be pasted.
+        assert "--modules location,match,rides --workers 3" in result.output
+
+
+AWAY = {"DATABASE_URL": "postgresql://app:hunter2@127.0.0.1:9/x", "REDIS_URL": "redis://:hunter2@127.0.0.1:9/0"}
+ALL_AWAY = {**AWAY, "NATS_URL": "nats://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "said"),
+    [
+        (
+            (),
+            {"DATABASE_URL": AWAY["DATABASE_URL"]},
+            "database.url: postgresql://app:***@127.0.0.1:9/x does not answer",
+        ),
+        ((), {"REDIS_URL": AWAY["REDIS_URL"]}, "redis.url: redis at 127.0.0.1:9/0 does not answer"),
+        (
+            ("--workers", "2", "--modules", "match"),
+            ALL_AWAY,
+            "database.url: postgresql://app:***@127.0.0.1:9/x does not",
+        ),
+    ],
+)
+def test_a_store_that_is_away_at_the_start_is_named_in_one_line(
+    tmp_path: Path, words: tuple[str, ...], env: dict[str, str], said: str
+) -> None:
+    done = start(tmp_path, *words, **env)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(f"Error: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "ready on" not in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_file_that_is_no_database_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.sqlite3").write_bytes(b"no database" * 100)
+    done = start(tmp_path, DATABASE_URL="sqlite:///x.sqlite3")
+    assert done.returncode == 2
+    assert done.stderr == "Error: database.url: x.sqlite3 cannot be used: file is not a database\n"
 
 
 @pytest.mark.parametrize("words", [("--modules", "user"), ("--modules", ","), ("--workers", "0"), ("--port", "70000")])
@@ -178,7 +227,7 @@ def test_db_upgrade_and_revision_check(tmp_path: Path) -> None:
 def test_a_database_that_is_away_is_unavailable() -> None:
     result = invoke("db", "upgrade", env={"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x"})
     assert result.exit_code == 3
-    assert "database does not answer" in result.output
+    assert "database.url: postgresql://nobody@127.0.0.1:9/x does not answer" in result.output
 
 
 def test_plugins_are_listed_and_a_broken_one_is_named() -> None:
@@ -223,6 +272,19 @@ def test_dead_letters_are_named_or_all_of_them() -> None:
         assert "--all" in result.output
 
 
+def start(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """``nebengjek run`` that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "nebengjek", "run", "--port", "0", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'plugins'}", "COLUMNS": "80", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
 @dataclass
 class Process:
     """``nebengjek run`` in a process of its own."""
@@ -247,10 +309,10 @@ class Process:
 
 
 @contextmanager
-def running(folder: Path, *words: str, **env: str) -> Iterator[Process]:
-    log = folder / "log.jsonl"
+def running(folder: Path, *words: str, log: str = "log.jsonl", **env: str) -> Iterator[Process]:
+    path = folder / log
     with (
-        log.open("w") as out,
+        path.open("w") as out,
         subprocess.Popen(
             [sys.executable, "-m", "nebengjek", "run", "--port", "0", *words],
             cwd=folder,
@@ -266,9 +328,9 @@ def running(folder: Path, *words: str, **env: str) -> Iterator[Process]:
             for line in popen.stdout:
                 greeting.append(line.rstrip())
                 if line.startswith("ready on "):
-                    yield Process(line.split()[2], greeting, popen, log)
+                    yield Process(line.split()[2], greeting, popen, path)
                     return
-            pytest.fail(f"not ready: {greeting} {log.read_text()}")
+            pytest.fail(f"not ready: {greeting} {path.read_text()}")
         finally:
             popen.kill()
 
@@ -283,15 +345,7 @@ def test_a_server_from_its_greeting_to_its_end(tmp_path: Path) -> None:
         for path in ("/metrics", "/asyncapi", "/schema/openapi.json"):
             assert httpx.get(f"{server.url}{path}").status_code == 200, path
 
-        second = subprocess.run(
-            [sys.executable, "-m", "nebengjek", "run", "--port", "0"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'plugins'}", "COLUMNS": "400"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
+        second = start(tmp_path)
         assert second.returncode == 2
         assert f"nebengjek.sqlite3.lock is held by process {server.popen.pid}" in second.stderr
 
@@ -397,21 +451,39 @@ async def bury(app: App) -> None:
 
 
 @pytest.mark.real
-def test_two_workers_on_real_servers_are_two_pods_behind_one_port(tmp_path: Path) -> None:
+def test_several_processes_on_real_servers(tmp_path: Path) -> None:
+    """One serves the phones and refuses a second one; the other modules run in workers behind one port."""
     with nats_server() as nats, valkey_server() as redis, postgres_server() as postgres:
-        env = {"NATS_URL": nats.url, "REDIS_URL": redis, "DATABASE_URL": postgres.new_database(), "NATS_CLIENT_ID": "p"}
-        with running(tmp_path, "--workers", "2", **env) as server:
+        database = postgres.new_database()
+        env = {"NATS_URL": nats.url, "REDIS_URL": redis, "DATABASE_URL": database}
+        others = ("--modules", "location,match,rides")
+        with (
+            running(tmp_path, "--modules", "users", NATS_CLIENT_ID="phones", **env) as phones,
+            running(tmp_path, "--workers", "2", *others, NATS_CLIENT_ID="p", log="workers.jsonl", **env) as server,
+        ):
             assert httpx.get(f"{server.url}/health/live").json()["pod_id"] in ("p-1", "p-2")
             first = workers_of(server.popen.pid, without=set())
             heard = {pod["pod_id"]: pod["embedded"] for pod in server.rows("pods")}
-            assert set(heard) <= {"p-1", "p-2"}
+            assert set(heard) <= {"phones", "p-1", "p-2"}
             assert not any(heard.values())
             killed = min(first)
             os.kill(killed, signal.SIGKILL)
             second = workers_of(server.popen.pid, without={killed})
             assert len(first & second) == 1
             assert httpx.get(f"{server.url}/health/live", timeout=30).status_code == 200
+
+            refused = start(tmp_path, **env)
+            assert refused.returncode == 2
+            assert "Error: phones runs the module users already" in refused.stderr
+            assert httpx.get(f"{phones.url}/health/ready").status_code == 200
+            wrong = start(tmp_path, *others, **env | {"DATABASE_URL": database + "_not"})
+            assert wrong.returncode == 2
+            assert f'cannot be used: database "{database.rpartition("/")[2]}_not" does not exist' in wrong.stderr
+            for done in (refused, wrong):
+                assert "Traceback" not in done.stderr
+
             assert server.end() == 0
+            assert phones.end() == 0
             lines = [json.loads(line) for line in server.log.read_text().splitlines()]
             assert sum(line["event"] == "worker.died" for line in lines) == 1
 
