@@ -202,6 +202,8 @@ class App:
                 start_radius_m=settings.rides.start_radius_m,
                 pickup_ttl=settings.rides.pickup_ttl,
                 payment_ttl=settings.rides.payment_ttl,
+                charge_timeout=settings.rides.charge_timeout,
+                settle_after=settings.rides.settle_after,
                 arrival_wait=settings.rides.arrival_wait,
                 admin_guard=admin_guard(settings.admin.api_key),
             ),

@@ -88,6 +88,10 @@ class RideRules(Section, frozen=True, kw_only=True):
     arrival_wait: Seconds = 5
     pickup_ttl: Seconds = 7200
     payment_ttl: Seconds = 900
+    charge_timeout: Annotated[float, Meta(gt=0, le=14)] = 5
+    """So long the payment gateway may take; a phone's command waits 15 s for all of it."""
+    settle_after: Seconds = 10
+    """So old is a payment without an answer when the gateway is asked what became of it; more than the timeout."""
     silence: Seconds = 60
     """After so long without a point of the driver the passenger's path fills the gap."""
     review_difference: Annotated[float, Meta(gt=0, le=1)] = 0.2
@@ -283,6 +287,12 @@ def _problems(settings: Settings) -> Iterator[str]:
         except ValueError:
             yield f"web.trusted_proxies: {proxy!r} is no address or network such as 10.0.0.0/8"
     yield from _bad_nats(settings.nats)
+    rides = settings.rides
+    if rides.settle_after <= rides.charge_timeout:
+        yield (
+            f"rides.settle_after = {rides.settle_after:g}: expected more than rides.charge_timeout "
+            f"({rides.charge_timeout:g}), or a charge would be given up that is still under way"
+        )
     auth = settings.auth
     if settings.profile != "development" and len(auth.jwt_secret.encode()) < 32:
         yield f"auth.jwt_secret has {len(auth.jwt_secret.encode())} bytes: expected at least 32 outside development"

@@ -49,6 +49,7 @@ def test_without_any_setting_everything_is_embedded_and_codes_are_shown() -> Non
     assert settings.auth.otp_per_address == 0
     assert settings.database.file == Path("nebengjek.sqlite3")
     assert (settings.match.radius_km, settings.match.offer_ttl, settings.billing.rate_per_km) == (5.0, 30, 3000)
+    assert (settings.rides.charge_timeout, settings.rides.settle_after) == (5, 10)
 
 
 def test_reference_names_turn_the_real_parts_on() -> None:
@@ -129,6 +130,12 @@ def test_foreign_variables_are_not_ours_to_judge() -> None:
         ({"NATS_CLIENT_ID": "a.b"}, "nats.client_id"),
         ({"NEBENGJEK__AUTH__JWT_SECRET": ""}, "auth.jwt_secret (NEBENGJEK__AUTH__JWT_SECRET): expected"),
         ({"NEBENGJEK__WEB__TRUSTED_PROXIES": "10.0.0.0/8,lb"}, "web.trusted_proxies: 'lb' is no address"),
+        ({"NEBENGJEK__RIDES__CHARGE_TIMEOUT": "14.5"}, "rides.charge_timeout = '14.5'"),
+        (
+            {"NEBENGJEK__RIDES__SETTLE_AFTER": "5"},
+            "rides.settle_after = 5: expected more than rides.charge_timeout (5)",
+        ),
+        ({"NEBENGJEK__RIDES__CHARGE_TIMEOUT": "12"}, "rides.settle_after = 10: expected more than"),
         ({"NEBENGJEK_SETTINGS": "nowhere.toml"}, "there is no settings file nowhere.toml"),
     ],
 )

@@ -105,6 +105,20 @@ async def test_a_lost_answer_of_the_gateway_is_asked_for_and_charged_once(backen
         }
 
 
+async def test_a_deployment_says_when_a_lost_answer_is_asked_for(backend: Backend) -> None:
+    async with backend.world(rides__charge_timeout=0.5, rides__settle_after=60) as world:
+        driver, passenger = await world.driver(), await world.passenger()
+        ride_id = await world.start_ride(driver, passenger)
+        await world.drive(driver, 500)
+        amount = (await driver.say("ride.arrive", {"ride_id": ride_id}))["adjusted_cost"]
+        pay = {"ride_id": ride_id, "amount": amount, "method": "test_timeout"}
+        assert (await passenger.say("ride.pay", pay))["status"] == "PENDING"
+        await world.advance(59)
+        assert (await passenger.ask("GET", f"/rides/{ride_id}"))["status"] == "ARRIVED"
+        await world.advance(2)
+        assert (await passenger.ask("GET", f"/rides/{ride_id}"))["status"] == "COMPLETED"
+
+
 async def test_either_cancels_before_the_start_and_nobody_after(backend: Backend) -> None:
     async with backend.world() as world:
         driver, passenger = await world.driver(), await world.passenger()
