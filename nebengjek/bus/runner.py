@@ -128,6 +128,9 @@ class Runner:
         self._breaker: Breaker | None = None
         self._stopping = asyncio.Event()
         self._parked: asyncio.Task[Any] | None = None
+        self._due: dict[asyncio.Task[Any], float] = {}
+        """By when the handlers that run must have ended; the first that began comes first."""
+        self._watch: asyncio.TimerHandle | None = None
         self._last_info: ConsumerInfo | None = None
         self._last_pull = broker.monotonic()
         self._gone_for = 0.0
@@ -149,6 +152,8 @@ class Runner:
                 await asyncio.wait(self._tasks)
         finally:
             keepalive.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
 
     async def _listen(self, listening: asyncio.Event) -> None:
         prefetch = max(self._hearing.batch, self._hearing.concurrency) * 2
@@ -313,8 +318,12 @@ class Runner:
         token = enter(trace)
         started = self._broker.monotonic()
         try:
-            with self._span(trace, delivery):
-                await self._call(event, self._context(delivery, message_id) if self._takes_context else None)
+            arguments = (event, self._context(delivery, message_id)) if self._takes_context else (event,)
+            if self._spans is None:
+                await self._call(*arguments)
+            else:
+                with self._span(self._spans, trace, delivery):
+                    await self._call(*arguments)
         except Exception as error:
             await self._failed(delivery, error)
         else:
@@ -325,30 +334,26 @@ class Runner:
             leave(token)
 
     @contextmanager
-    def _span(self, trace: Trace, delivery: Delivery) -> Iterator[None]:
-        if self._spans is None:
-            yield
-            return
+    def _span(self, spans: Spans, trace: Trace, delivery: Delivery) -> Iterator[None]:
         attributes: dict[str, str | int] = {
             "messaging.system": "nats",
             "messaging.destination.name": self.stream,
             "messaging.consumer.group.name": self.consumer,
             "messaging.message.delivery_count": delivery.deliveries,
         }
-        with self._spans.span(f"process {self.consumer}", trace, **attributes) as inner:
+        with spans.span(f"process {self.consumer}", trace, **attributes) as inner:
             enter(inner)
             yield
 
     async def _call(self, *arguments: Any) -> Any:
         """Call the handler; while a dependency does not answer, wait for it: an outage burns no tries."""
-        given = arguments if self._takes_context else arguments[:1]
         breaker: Breaker | None = self._breaker
         while True:
             try:
                 if breaker is not None:
                     async with breaker.turn(self._stopping):
-                        return await self._timed(given)
-                return await self._timed(given)
+                        return await self._timed(arguments)
+                return await self._timed(arguments)
             except Unavailable as error:
                 if self._stopping.is_set():
                     raise
@@ -359,8 +364,33 @@ class Runner:
                 log.warning("dependency.away", dependency=error.dependency, consumer=self.consumer)
 
     async def _timed(self, given: Sequence[Any]) -> Any:
-        async with asyncio.timeout(self._hearing.timeout):
+        """Raises TimeoutError when the handler takes longer than it may."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        due = self._due[task] = loop.time() + self._hearing.timeout
+        if self._watch is None:
+            self._watch = loop.call_at(due, self._overdue)
+        try:
             return await self._hearing.handler(*given)
+        except asyncio.CancelledError:
+            if task not in self._due and task.uncancel() == 0:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._due.pop(task, None)
+
+    def _overdue(self) -> None:
+        """One timer for all handlers: they may take equally long, so the one that began first is due first."""
+        self._watch = None
+        loop = asyncio.get_running_loop()
+        while self._due:
+            task, due = next(iter(self._due.items()))
+            if due > loop.time():
+                self._watch = loop.call_at(due, self._overdue)
+                return
+            del self._due[task]
+            task.cancel()
 
     # -- a batch
 
