@@ -9,6 +9,7 @@ RUNS = (
     ["benchmarks.matching", "--backend", "real"],
     ["benchmarks.rides"],
     ["benchmarks.rides", "--backend", "real"],
+    ["benchmarks.bus"],
 )
 
 if __name__ == "__main__":
