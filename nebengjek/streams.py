@@ -68,6 +68,16 @@ STREAMS: tuple[StreamSpec, ...] = (
         duplicate_window=5 * MINUTE,
         description="what a consumer could not handle, with its cause",
     ),
+    StreamSpec(
+        name="ADVISORY_STREAM",
+        subjects=("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",),
+        retention=Retention.LIMITS,
+        max_age=14 * DAY,
+        max_bytes=10 * MIB,
+        max_msgs=100_000,
+        duplicate_window=5 * MINUTE,
+        description="what had its last delivery: the dead letters of processes that died on it",
+    ),
 )
 
 

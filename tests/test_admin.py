@@ -14,6 +14,7 @@ from nebengjek.admin import admin_routes
 from nebengjek.app import App
 from nebengjek.bus.interface import MSG_ID, ConsumerSpec
 from nebengjek.settings import load
+from nebengjek.streams import STREAMS
 from nebengjek.web import admin_guard, exception_handlers
 
 KEY = "a-key-of-the-operators"
@@ -94,7 +95,7 @@ async def test_without_the_key_nothing_is_shown_and_nothing_done(tmp_path: Path,
 async def test_streams_and_consumers(tmp_path: Path) -> None:
     async with operator(tmp_path) as it:
         streams = {row["name"]: row for row in (await it.get("/admin/streams"))["items"]}
-        assert set(streams) == {"USER_STREAM", "MATCH_STREAM", "RIDE_STREAM", "LOCATION_STREAM", "DEAD_LETTER_STREAM"}
+        assert set(streams) == {spec.name for spec in STREAMS}
         assert (streams["LOCATION_STREAM"]["storage"], streams["LOCATION_STREAM"]["subjects"]) == (
             "memory",
             ["location.>"],

@@ -24,6 +24,7 @@ from nebengjek.cli import MODULES, cli
 from nebengjek.server import Server
 from nebengjek.settings import DEVELOPMENT_ADMIN_KEY, load
 from nebengjek.simulate.options import DemoOptions, SimulationOptions
+from nebengjek.streams import STREAMS
 from tests.servers import nats_server, postgres_server, valkey_server
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +351,7 @@ def test_a_server_from_its_greeting_to_its_end(tmp_path: Path) -> None:
         assert f"nebengjek.sqlite3.lock is held by process {server.popen.pid}" in second.stderr
 
         streams = {row["name"]: row for row in server.rows("streams")}
-        assert streams.keys() == {"USER_STREAM", "MATCH_STREAM", "RIDE_STREAM", "LOCATION_STREAM", "DEAD_LETTER_STREAM"}
+        assert streams.keys() == {spec.name for spec in STREAMS}
         assert server.rows("streams", "ls") == list(streams.values())
         table = server.ask("streams").output
         assert "RIDE_STREAM" in table

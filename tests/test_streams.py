@@ -12,6 +12,7 @@ TABLE = [
     ("RIDE_STREAM", "ride.>", "limits", "file", 7 * 24 * 3600, 200, 2_000_000),
     ("LOCATION_STREAM", "location.>", "interest", "memory", 2 * 3600, 100, 1_000_000),
     ("DEAD_LETTER_STREAM", "dead_letter.>", "limits", "file", 14 * 24 * 3600, 100, 1_000_000),
+    ("ADVISORY_STREAM", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>", "limits", "file", 14 * 24 * 3600, 10, 100_000),
 ]
 
 
@@ -49,9 +50,9 @@ def test_a_shared_durable_is_refused() -> None:
 
 
 def test_streams_that_cannot_fit_refuse_to_start() -> None:
-    check_capacity(STREAMS, max_memory=100 * MIB, max_storage=450 * MIB)
+    check_capacity(STREAMS, max_memory=100 * MIB, max_storage=460 * MIB)
     check_capacity(STREAMS, max_memory=None, max_storage=None)
     with pytest.raises(Misconfigured, match=r"nats\.max_memory"):
         check_capacity(STREAMS, max_memory=100 * MIB - 1, max_storage=None)
     with pytest.raises(Misconfigured, match=r"nats\.max_storage"):
-        check_capacity(streams(3), max_memory=None, max_storage=450 * MIB)
+        check_capacity(streams(3), max_memory=None, max_storage=460 * MIB)

@@ -5,7 +5,7 @@ broker forgets with its process they lie in a table too, and come back into the 
 """
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 
 import msgspec
@@ -94,7 +94,7 @@ class DeadLetters:
         headers[ORIGINAL_ID] = original_id(message.headers, message.stream, message.seq)
         headers.pop(ONLY_FOR, None)
         headers |= {
-            MSG_ID: f"dead:{message.stream}:{consumer}:{message.seq}",
+            MSG_ID: self._id_of(message, consumer),
             _SUBJECT: message.subject,
             _STREAM: message.stream,
             _SEQ: str(message.seq),
@@ -103,10 +103,6 @@ class DeadLetters:
             _REASON: reason,
             _ERROR: " ".join(error.split())[:500].rstrip(),
         }
-        if not self._broker.durable:
-            # A broker that restarted counts from 1 again: the sequence alone would name another message.
-            named = message.headers.get(MSG_ID) or headers[ORIGINAL_ID]
-            headers[MSG_ID] = f"dead:{message.stream}:{consumer}:{named}"
         room = MAX_PAYLOAD - header_block_size(headers) - 32
         if len(message.data) > room:
             # Our headers make it longer than the server takes: better a part of it than nothing.
@@ -125,6 +121,23 @@ class DeadLetters:
         await self._send(envelope)
         self._observer.dead_letter(consumer, reason)
         log.error("message.dead", stream=message.stream, seq=message.seq, consumer=consumer, reason=reason)
+
+    async def holds(self, message: StoredMessage, consumer: str) -> bool:
+        """Was it added before, however long ago? Looks at all of the consumer's."""
+        named = self._id_of(message, consumer)
+        subject = f"dead_letter.{message.stream}.{consumer}"
+        async with aclosing(self._broker.ordered(STREAM, subject, headers_only=True, until_drained=True)) as letters:
+            async for letter in letters:
+                if letter.headers.get(MSG_ID) == named:
+                    return True
+        return False
+
+    def _id_of(self, message: StoredMessage, consumer: str) -> str:
+        named: str | int = message.seq
+        if not self._broker.durable:
+            # A broker that restarted counts from 1 again: the sequence alone would name another message.
+            named = message.headers.get(MSG_ID) or original_id(message.headers, message.stream, message.seq)
+        return f"dead:{message.stream}:{consumer}:{named}"
 
     async def list(self, limit: int = 100, after: int = 0) -> list[DeadLetter]:
         """The oldest ``limit`` with a number above ``after``."""

@@ -9,7 +9,7 @@ Over 300 lines because a port is read as a whole: its values, its errors, its pr
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
@@ -631,19 +631,19 @@ class Broker(ABC):
         since: int | datetime | Deliver = Deliver.ALL,
         headers_only: bool = False,
         until_drained: bool = False,
-    ) -> AsyncIterator[StoredMessage]:
+    ) -> AsyncGenerator[StoredMessage, None]:
         """Read a stream from a sequence, a moment, ALL, LAST or NEW on, and go on with what is stored later.
 
         Each message comes once and in order, whatever breaks meanwhile; durable consumers are not disturbed.
-        ``until_drained``: end when all that is stored was read. Raises ApiError 10059 when the stream is no more, or
-        is a new one of the name.
+        ``until_drained``: end when all that is stored was read. Whoever stops before the end closes it (``aclosing``).
+        Raises ApiError 10059 when the stream is no more, or is a new one of the name.
         """
 
     @abstractmethod
     async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
         """Term a message that had its last delivery and is in nobody's hand: nothing else ends it.
 
-        Raises ApiError 10014.
+        Raises ApiError 10014, 10037 (it was never delivered).
         """
 
     # core

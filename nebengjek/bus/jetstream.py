@@ -10,7 +10,7 @@ import random
 import secrets
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -891,17 +891,16 @@ class JetStreamBroker(Broker, Link, Line):
         since: int | datetime | Deliver = Deliver.ALL,
         headers_only: bool = False,
         until_drained: bool = False,
-    ) -> AsyncIterator[StoredMessage]:
+    ) -> AsyncGenerator[StoredMessage, None]:
         check_name(stream)
         return read_in_order(self, stream, filters, since=since, headers_only=headers_only, until_drained=until_drained)
 
     async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
+        if (await self.consumer_info(stream, consumer)).delivered.stream < seq:
+            raise ApiError(10037, f"{seq} was never delivered", status=404)
         # An ack subject with a consumer sequence of nobody's: the ack floor does not take it for its next.
-        subject = f"{ACK_PREFIX}{check_name(stream)}.{check_name(consumer)}.1.{seq}.0.0.0"
-        try:
-            await self.ask(subject, f"+TERM {reason}".rstrip().encode(), None, self._request_timeout)
-        except NoResponders as error:
-            raise ApiError(10014, "consumer not found", status=404) from error
+        subject = f"{ACK_PREFIX}{stream}.{consumer}.1.{seq}.0.0.0"
+        await self.ask(subject, f"+TERM {reason}".rstrip().encode(), None, self._request_timeout)
 
     # -- core
 

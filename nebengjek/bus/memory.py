@@ -10,7 +10,7 @@ Over 300 lines because the port has so many methods.
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, cast
 
@@ -512,12 +512,15 @@ class MemoryBroker(Broker, Line):
         since: int | datetime | Deliver = Deliver.ALL,
         headers_only: bool = False,
         until_drained: bool = False,
-    ) -> AsyncIterator[StoredMessage]:
+    ) -> AsyncGenerator[StoredMessage, None]:
         check_name(stream)
         return read_in_order(self, stream, filters, since=since, headers_only=headers_only, until_drained=until_drained)
 
     async def give_up(self, stream: str, consumer: str, seq: int, reason: str = "") -> None:
-        self._consumer(stream, consumer).term(seq, reason, 0, 1)
+        found = self._consumer(stream, consumer)
+        if found.next_seq <= seq:
+            raise ApiError(10037, f"{seq} was never delivered", status=404)
+        found.term(seq, reason, 0, 1)
 
     # -- core
 

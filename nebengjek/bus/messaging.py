@@ -8,16 +8,16 @@ Over 300 lines because the bus is one promise: publish, request, start, drain an
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from typing import Any, TypeVar
 
-import msgspec
 import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from nebengjek.bus import last_tries
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable
@@ -45,6 +45,7 @@ from nebengjek.bus.interface import (
     Subscription,
     subject_matches,
 )
+from nebengjek.bus.last_tries import LastTries
 from nebengjek.bus.observing import Observer, Silent, Spans
 from nebengjek.bus.outbox import WAKE, Outbox
 from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
@@ -61,7 +62,6 @@ ERROR_KIND, ERROR_CODE, ERROR_TEXT = "Error-Kind", "Error-Code", "Error-Text"
 RETRY_DELAYS = (1.0, 5.0, 15.0, 30.0)
 PUBLISH_TIMEOUT = 5.0
 PUBLISH_TRIES = 5
-MAX_DELIVERIES = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
 
 log = structlog.stdlib.get_logger("nebengjek.bus")
 
@@ -180,6 +180,9 @@ class MessageBus:
         self.outbox = Outbox(broker, self._codec, self._send, begin, self._causes.trace, pod_id=pod_id, clock=clock)
         self.inbox = Inbox(clock)
         self.dead_letters = DeadLetters(broker, self._send, begin, self._observer, clock)
+        self._last_tries = LastTries(broker, self.dead_letters, self._is_wanted, self._ensure_last_tries)
+        if last_tries.STREAM in self._streams:
+            self._wanted[last_tries.STREAM, str(last_tries.CONSUMER.name)] = last_tries.CONSUMER
 
     # -- wiring
 
@@ -305,6 +308,8 @@ class MessageBus:
             self._background.append(asyncio.create_task(runner.run(event), name=f"consumer {runner.consumer}"))
         await asyncio.gather(*(event.wait() for event in listening))
         self._background.append(asyncio.create_task(self.outbox.run(), name="outbox relay"))
+        if last_tries.STREAM in self._streams:
+            self._background.append(asyncio.create_task(self._last_tries.run(), name="last tries"))
 
     async def _ensure_all(self) -> None:
         await ensure_streams(self.broker, list(self._streams.values()), self._wanted)
@@ -317,14 +322,18 @@ class MessageBus:
         for watching in self._watches:
             await self._watch(watching)
         self._subscriptions.append(await self.broker.subscribe(WAKE, self._woken))
-        self._subscriptions.append(
-            await self.broker.subscribe(MAX_DELIVERIES, self._exhausted, queue="nebengjek-dead-letters")
-        )
         self._established.set()
 
     async def _ensure_stream(self, name: str) -> None:
         async with self._ensuring:
             await self.broker.ensure_stream(self._streams[name])
+
+    def _is_wanted(self, stream: str, consumer: str) -> bool:
+        return (stream, consumer) in self._wanted
+
+    async def _ensure_last_tries(self) -> None:
+        await self._ensure_stream(last_tries.STREAM)
+        await self._ensure_consumer(last_tries.STREAM, last_tries.CONSUMER)
 
     async def _ensure_consumer(self, stream: str, spec: ConsumerSpec) -> None:
         try:
@@ -583,44 +592,27 @@ class MessageBus:
     async def _woken(self, _: CoreMessage) -> None:
         self.outbox.woken()
 
-    async def _exhausted(self, message: CoreMessage) -> None:
-        """The server's word that a consumer gave up: the process died on the last try. The same dead letter id."""
-        advisory = msgspec.json.decode(message.data)
-        stream, consumer, seq = advisory["stream"], advisory["consumer"], advisory["stream_seq"]
-        if (stream, consumer) not in self._wanted:
-            return
-        try:
-            stored = await self.broker.get_message(stream, seq)
-            await self.dead_letters.add(
-                stored, consumer=consumer, deliveries=advisory["deliveries"], reason="process died on the last try"
-            )
-        except (ApiError, Unavailable) as error:
-            log.error("dead_letter.failed", consumer=consumer, stream=stream, seq=seq, error=str(error))
-
     # -- replay, health
 
-    async def replay(self, kind: type[E], *, since: int | datetime = 1) -> AsyncIterator[E]:
-        """Every stored event of this type from a sequence or a moment on; disturbs no durable consumer.
+    async def replay(
+        self, kind: type[E], *, since: int | datetime = 1, follow: bool = False
+    ) -> AsyncGenerator[E, None]:
+        """Every stored event of this type from a sequence or a moment on, in order; disturbs no durable consumer.
 
-        What was only said again, to a consumer that had failed, and what cannot be decoded, is left out.
+        ``follow``: go on with what is said later, until closed. What was only said again, to a consumer that had
+        failed, and what cannot be decoded, is left out.
         """
         stream = self._stream_of(kind).name
-        info = await self.broker.stream_info(stream)
-        first = max(info.first_seq, since) if isinstance(since, int) else info.first_seq
-        for seq in range(first, info.last_seq + 1):
-            try:
-                message = await self.broker.get_message(stream, seq)
-            except ApiError as error:
-                if error.code != 10037:
-                    raise
-                continue
-            late_enough = isinstance(since, int) or message.time >= since
-            again = ONLY_FOR in message.headers
-            if late_enough and not again and subject_matches(f"{type_of(kind)}.*", message.subject):
+        beginning = max(1, since) if isinstance(since, int) else since
+        stored = self.broker.ordered(stream, f"{type_of(kind)}.*", since=beginning, until_drained=not follow)
+        async with aclosing(stored) as messages:
+            async for message in messages:
+                if ONLY_FOR in message.headers:
+                    continue
                 try:
                     event = self._codec.decode(message.data, kind)
                 except Undecodable as error:
-                    log.warning("replay.undecodable", stream=stream, seq=seq, error=str(error))
+                    log.warning("replay.undecodable", stream=stream, seq=message.seq, error=str(error))
                     continue
                 yield event
 

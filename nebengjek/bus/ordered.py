@@ -1,6 +1,6 @@
 """Reading a stream in order: an ephemeral push consumer that is made anew behind each gap (rule U2)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import datetime
 
@@ -37,7 +37,7 @@ async def read_in_order(
     since: int | datetime | Deliver,
     headers_only: bool,
     until_drained: bool,
-) -> AsyncIterator[StoredMessage]:
+) -> AsyncGenerator[StoredMessage, None]:
     """``Broker.ordered``, over any broker that pushes."""
     push = Push(subject=broker.new_inbox(), heartbeat=HEARTBEAT, flow_control=True)
     spec = ConsumerSpec(

@@ -69,7 +69,8 @@ class Double(Query[int], frozen=True, kw_only=True, tag="maths.double"):
 DEAD = next(spec for spec in STREAMS if spec.name == "DEAD_LETTER_STREAM")
 THINGS = StreamSpec(name="THINGS", subjects=("thing.>",), retention=Retention.INTEREST)
 AUDIT = StreamSpec(name="AUDIT", subjects=("audit.>",))
-SPECS = (THINGS, AUDIT, DEAD)
+ADVISORIES = next(spec for spec in STREAMS if spec.name == "ADVISORY_STREAM")
+SPECS = (THINGS, AUDIT, DEAD, ADVISORIES)
 
 
 async def within(awaitable: Awaitable[T], seconds: float = WAIT) -> T:

@@ -243,7 +243,7 @@ class Relay:
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for writer in self._writers:
+        for writer in tuple(self._writers):
             with suppress(ConnectionError):
                 await writer.wait_closed()
         self._writers.clear()

@@ -471,9 +471,10 @@ async def test_f28_giving_up(harness: Harness) -> None:
     assert (await broker.stream_info("S")).first_seq == 2
     await broker.give_up("S", "c", 2)
     assert (await broker.stream_info("S")).messages == 0
-    with pytest.raises(ApiError) as error:
-        await broker.give_up("S", "nobody", 1)
-    assert error.value.code == 10014
+    for consumer_name, seq, code in (("nobody", 1, 10014), ("c", 3, 10037)):
+        with pytest.raises(ApiError) as error:
+            await broker.give_up("S", consumer_name, seq)
+        assert (error.value.code, error.value.status) == (code, 404)
 
 
 async def test_f29_what_is_removed_ends_its_delivery(harness: Harness) -> None:

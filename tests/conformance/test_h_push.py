@@ -572,7 +572,7 @@ async def test_h4_in_order_whatever_breaks(harness: Harness) -> None:
     await stream(broker)
     await asyncio.gather(*(broker.submit(f"s.{n}", str(n).encode(), {"n": str(n)}) for n in range(600)))
     got: list[StoredMessage] = []
-    async with aclosing(broker.ordered("S")) as reader:  # type: ignore[type-var]
+    async with aclosing(broker.ordered("S")) as reader:
         got += await read(harness, reader, 100)
         await harness.cut_connection(broker)
         got += await read(harness, reader, 300)
@@ -593,7 +593,7 @@ async def test_h4_a_reader_leaves_no_consumer_behind(harness: Harness) -> None:
     await consumer(broker)
     await publish(broker, "s.a", "s.b", "s.a")
     before = await broker.consumer_info("S", "c")
-    async with aclosing(broker.ordered("S", "s.a")) as reader:  # type: ignore[type-var]
+    async with aclosing(broker.ordered("S", "s.a")) as reader:
         assert [one.seq for one in await read(harness, reader, 2)] == [1, 3]
         assert (await broker.stream_info("S")).consumers == 2
         await publish(broker, "s.b", "s.a")
@@ -607,7 +607,7 @@ async def test_h4_a_missing_consumer_is_made_again(harness: Harness, monkeypatch
     broker = await harness.make_broker()
     await stream(broker)
     await publish(broker, "s.a")
-    async with aclosing(broker.ordered("S")) as reader:  # type: ignore[type-var]
+    async with aclosing(broker.ordered("S")) as reader:
         await read(harness, reader, 1)
         (ephemeral,) = await broker.consumers("S")
         await broker.delete_consumer("S", ephemeral.name)
@@ -621,7 +621,7 @@ async def test_h4_a_stream_that_goes_or_begins_anew_is_said(harness: Harness, mo
     for again in (False, True):
         await stream(broker)
         await publish(broker, "s.a", "s.b")
-        async with aclosing(broker.ordered("S")) as reader:  # type: ignore[type-var]
+        async with aclosing(broker.ordered("S")) as reader:
             await read(harness, reader, 2)
             await broker.delete_stream("S")
             if again:
@@ -682,7 +682,7 @@ async def test_h5_what_is_new_is_what_came_after_the_beginning(harness: Harness)
     broker, other = await harness.make_broker(), await harness.make_broker()
     await stream(broker)
     await publish(broker, "s.a", "s.a")
-    async with aclosing(broker.ordered("S", since=Deliver.NEW)) as reader:  # type: ignore[type-var]
+    async with aclosing(broker.ordered("S", since=Deliver.NEW)) as reader:
         waiting = asyncio.ensure_future(anext(reader))
         await harness.advance(T / 2)
         await harness.cut_connection(broker)

@@ -1,0 +1,126 @@
+"""Dead letters of processes that died on a message's last try.
+
+Then nobody is left to say so but the server. Its word is an advisory, a core message: lost if no pod listens at that
+moment. So a small stream captures it, and a durable consumer makes the dead letter when a pod is there again.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.interface import (
+    ApiError,
+    Broker,
+    BusError,
+    ConnectionStatus,
+    ConsumerSpec,
+    Delivery,
+    PullStatus,
+)
+from nebengjek.errors import Unavailable
+
+STREAM = "ADVISORY_STREAM"
+SUBJECT = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
+CONSUMER = ConsumerSpec(name="dead_letters", max_deliver=-1)
+REASON = "process died on the last try"
+BATCH = 16
+AGAIN = 5.0
+"""Seconds until what could not be stored is tried again."""
+
+log = structlog.stdlib.get_logger("nebengjek.bus.dead_letters")
+
+
+class _Exhausted(Struct):
+    """What the server says; the rest of it does not matter here."""
+
+    stream: str
+    consumer: str
+    stream_seq: int
+    deliveries: int
+
+
+_decoder = msgspec.json.Decoder(_Exhausted)
+
+
+class LastTries:
+    """``wanted``: is that consumer one of ours? ``ensure``: make the stream and its consumer again."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        dead_letters: DeadLetters,
+        wanted: Callable[[str, str], bool],
+        ensure: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._broker = broker
+        self._dead_letters = dead_letters
+        self._wanted = wanted
+        self._ensure = ensure
+
+    async def run(self) -> None:
+        """Until it is cancelled, or the broker is closed. Whatever fails, it goes on."""
+        while self._broker.status is not ConnectionStatus.CLOSED:
+            try:
+                await self._listen()
+            except Exception as error:
+                log.error("last_tries.failed", exc_info=error)
+                await self._broker.sleep(1.0)
+
+    async def _listen(self) -> None:
+        assert CONSUMER.name is not None
+        source = await self._broker.consume(STREAM, CONSUMER.name, prefetch=2 * BATCH)
+        pause = 0.0
+        try:
+            while self._broker.status is not ConnectionStatus.CLOSED:
+                batch = await source.next(BATCH)
+                for delivery in batch.messages:
+                    await self._handle(delivery)
+                if batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
+                    pause = min(max(0.25, pause * 2), 5.0)
+                    await self._broker.sleep(pause)
+                    await self._ensure()
+                elif batch.status in (PullStatus.COMPLETE, PullStatus.TIMEOUT):
+                    pause = 0.0
+                else:
+                    await self._broker.sleep(0.05)
+        finally:
+            await source.close()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        exhausted = _decoder.decode(delivery.data)
+        if self._wanted(exhausted.stream, exhausted.consumer):
+            try:
+                await self._bury(exhausted)
+            except (BusError, Unavailable) as error:
+                log.error(
+                    "dead_letter.failed",
+                    consumer=exhausted.consumer,
+                    stream=exhausted.stream,
+                    seq=exhausted.stream_seq,
+                    error=str(error),
+                )
+                await delivery.nak(AGAIN)
+                return
+        await delivery.ack()
+
+    async def _bury(self, exhausted: _Exhausted) -> None:
+        """The dead letter first, then the end of the message: on an interest stream it would block all others."""
+        stream, consumer, seq = exhausted.stream, exhausted.consumer, exhausted.stream_seq
+        try:
+            stored = await self._broker.get_message(stream, seq)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            # Somebody settled it late, or its time was over.
+            log.info("message.gone", stream=stream, consumer=consumer, seq=seq)
+            return
+        if not await self._dead_letters.holds(stored, consumer):
+            await self._dead_letters.add(stored, consumer=consumer, deliveries=exhausted.deliveries, reason=REASON)
+        try:
+            await self._broker.give_up(stream, consumer, seq, REASON)
+        except ApiError as error:
+            if error.status != 404:
+                raise
