@@ -228,3 +228,19 @@ async def test_while_the_bus_is_away_nothing_is_a_fault(tmp_path: Any, sqlite_te
                 refused(response, 503, "UNAVAILABLE")
                 assert response.headers["retry-after"] == "1"
         world.app.broker.server.start()  # type: ignore[attr-defined]
+
+
+async def test_a_page_of_an_allowed_origin_may_ask_and_may_read_the_refusal(backend: Backend) -> None:
+    async with backend.world(web__allowed_origins=["https://app.example"]) as world:
+        asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "PATCH"}
+        asks |= {"Access-Control-Request-Headers": "authorization, content-type"}
+        response = await world.http.options("/users/me", headers=asks)
+        assert response.status_code == 204, response.text
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert "PATCH" in response.headers["access-control-allow-methods"]
+        response = await world.http.get("/users/me", headers={"Origin": "https://app.example"})
+        refused(response, 401, "UNAUTHENTICATED")
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        response = await world.http.get("/users/me", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in response.headers
+        assert (await world.http.options("/users/me")).status_code == 204
