@@ -9,10 +9,10 @@ Over 300 lines because a port is read as a whole: its values, its errors, its pr
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from msgspec import Struct
 
@@ -89,6 +89,10 @@ class AckTimeout(Unavailable):
 
 class AlreadySettled(BusError):
     """This delivery was acked, nak'd or termed before."""
+
+
+class ConsumerGone(BusError):
+    """Somebody iterates over a consumer that is not there, or not of this kind."""
 
 
 class Disconnected(Unavailable):
@@ -234,6 +238,11 @@ class ConsumerInfo(Struct, frozen=True, kw_only=True):
     bound: bool = False
     paused_until: datetime | None = None
 
+    @property
+    def is_active(self) -> bool:
+        """Does somebody wait for its messages now, and may they come?"""
+        return (self.bound or self.num_waiting > 0) and self.paused_until is None
+
 
 class PubAck(Struct, frozen=True):
     stream: str
@@ -301,7 +310,18 @@ class PullStatus(StrEnum):
 class Delivery(ABC):
     """One delivery of a message to a consumer. Settle it exactly once; a second time raises AlreadySettled."""
 
-    __slots__ = ("consumer", "consumer_seq", "data", "deliveries", "headers", "pending", "seq", "stream", "subject")
+    __slots__ = (
+        "consumer",
+        "consumer_seq",
+        "data",
+        "deliveries",
+        "headers",
+        "is_settled",
+        "pending",
+        "seq",
+        "stream",
+        "subject",
+    )
 
     stream: str
     consumer: str
@@ -314,6 +334,8 @@ class Delivery(ABC):
     """1 on the first delivery."""
     pending: int
     """Matching messages after this one that were not delivered yet."""
+    is_settled: bool
+    """Acknowledged, given back or terminated through this object."""
 
     @property
     @abstractmethod
@@ -340,6 +362,14 @@ class Delivery(ABC):
     async def term(self, reason: str = "") -> None:
         """Never again, although it was not handled."""
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Leaving the block acknowledges; an exception gives it back, to come again at once, and flies on."""
+        if not self.is_settled:
+            await (self.ack() if error is None else self.nak())
+
 
 class Batch(Struct, frozen=True):
     messages: list[Delivery]
@@ -348,6 +378,8 @@ class Batch(Struct, frozen=True):
 
 class Consumption(ABC):
     """Where a consumer's deliveries come from: stays over the server's return, ends with ``close``."""
+
+    is_closed: bool = False
 
     @abstractmethod
     async def next(self, limit: int) -> Batch:
@@ -365,6 +397,26 @@ class Consumption(ABC):
     @abstractmethod
     def last_pull(self) -> float:
         """The broker's clock (``Broker.monotonic``) when the server was last heard of, in seconds."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Every delivery, one after the other, for as long as the consumer is there.
+
+        Raises ConsumerGone when it was deleted or is of the other kind; waits while the server is away.
+        """
+        while True:
+            batch = await self.next(1)
+            for delivery in batch.messages:
+                yield delivery
+            if batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED, PullStatus.PUSH_BASED):
+                raise ConsumerGone(f"no messages come any more: {batch.status.value}")
+            if batch.status is PullStatus.DISCONNECTED and self.is_closed:
+                return
 
 
 class Subscription(ABC):
@@ -555,7 +607,28 @@ class Broker(ABC):
     async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
         """Deliver nothing until then; None resumes."""
 
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     # messages
+
+    async def publish(
+        self, subject: str, data: bytes, headers: Headers | None = None, *, message_id: str = "", timeout: float = 5.0
+    ) -> PubAck:
+        """Publish to the stream that takes ``subject`` and wait for its answer, at most ``timeout`` seconds.
+
+        ``message_id`` lets it be said again without harm: inside the stream's duplicate window it is stored once.
+        Raises InvalidSubject, InvalidHeader, MaxPayload, NoStream, PublishRefused, Disconnected, PublishTimeout.
+        """
+        said = {**(headers or {}), **({MSG_ID: message_id} if message_id else {})}
+        try:
+            return await asyncio.wait_for(self.submit(subject, data, said), timeout)
+        except TimeoutError:
+            raise PublishTimeout("bus", f"no answer on {subject} within {timeout} s: stored or not") from None
 
     def submit(self, subject: str, data: bytes, headers: Headers) -> asyncio.Future[PubAck]:
         """Publish to the stream that takes ``subject``, without waiting; the future holds the answer.

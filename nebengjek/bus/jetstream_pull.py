@@ -169,7 +169,6 @@ class JetStreamConsumption(Consumption):
         self._wake: asyncio.Future[None] | None = None
         self._heard = self._loop.time()
         self._held = 0
-        self._closed = False
         self._watch: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -179,7 +178,7 @@ class JetStreamConsumption(Consumption):
     async def next(self, limit: int) -> Batch:
         while True:
             count = min(limit, len(self._buffer))
-            if self._link.connected() and not self._closed:
+            if self._link.connected() and not self.is_closed:
                 await self._refill(len(self._buffer) - count)
             if count:
                 return Batch([self._buffer.popleft() for _ in range(count)], PullStatus.COMPLETE)
@@ -188,7 +187,7 @@ class JetStreamConsumption(Consumption):
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-            if self._status is not None or self._closed:
+            if self._status is not None or self.is_closed:
                 status, self._status = self._status or PullStatus.DISCONNECTED, None
                 return Batch([], status)
             if not self._link.connected():
@@ -214,7 +213,7 @@ class JetStreamConsumption(Consumption):
         self._heard = self._loop.time()
         if message.reply:
             delivery = WireDelivery(self._link, message)
-            if self._closed:
+            if self.is_closed:
                 await delivery.nak()
                 return
             self._buffer.append(delivery)
@@ -266,7 +265,7 @@ class JetStreamConsumption(Consumption):
 
     async def _keep(self) -> None:
         for delivery in tuple(self._buffer):
-            if not delivery.settled and self._link.connected():
+            if not delivery.is_settled and self._link.connected():
                 await delivery.in_progress()
 
     def _forget_pulls(self, status: PullStatus) -> None:
@@ -285,9 +284,9 @@ class JetStreamConsumption(Consumption):
         self._rouse()
 
     async def close(self) -> None:
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
+        self.is_closed = True
         self._on_close(self)
         if self._watch is not None:
             self._watch.cancel()

@@ -86,7 +86,7 @@ class StreamSide(ABC):
 class MemoryDelivery(Delivery):
     """One delivery; the entry of its consumer's list of what is in hand, too."""
 
-    __slots__ = ("_connection", "deadline", "first_seq", "is_settled", "of", "stored")
+    __slots__ = ("_connection", "deadline", "first_seq", "of", "stored")
 
     def __init__(
         self,

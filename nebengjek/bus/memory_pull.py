@@ -157,7 +157,6 @@ class MemoryConsumption(Consumption):
         self._consumer: MemoryConsumer | None = None
         self._call: _Call | None = None
         self._lost = False
-        self._closed = False
         self._idle_at = 0.0
         self._timer: Timer | None = None
         self._last_pull = self._clock.monotonic()
@@ -165,7 +164,7 @@ class MemoryConsumption(Consumption):
     async def next(self, limit: int) -> Batch:
         status: PullStatus | None = None
         while status is None:
-            if self._lost or self._closed:
+            if self._lost or self.is_closed:
                 self._lost = False
                 return Batch([], PullStatus.DISCONNECTED)
             if not self._connection.connected():
@@ -240,9 +239,9 @@ class MemoryConsumption(Consumption):
             self._call.end(PullStatus.DISCONNECTED)
 
     async def close(self) -> None:
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
+        self.is_closed = True
         self._on_close(self)
         if self._timer is not None:
             self._timer.cancel()

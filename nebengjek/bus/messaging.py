@@ -639,6 +639,10 @@ class MessageBus:
             orphans=orphans,
         )
 
+    def consumers_of(self, module: str) -> list[tuple[str, ConsumerSpec]]:
+        """The durable consumers of a wired module, each with its stream."""
+        return [(stream, spec) for (stream, name), spec in self._wanted.items() if name.endswith(f"_{module}")]
+
     async def orphans(self) -> list[str]:
         """``stream/consumer`` of durables on our streams that no module wants."""
         found = []

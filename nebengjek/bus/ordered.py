@@ -130,7 +130,7 @@ class _Reading:
                 self._broken = True
                 return batch.messages[:index]
             self._came += 1
-        if self._source.closed:
+        if self._source.is_closed:
             # Not by us: the broker is being closed.
             raise Disconnected("bus")
         if batch.status is PullStatus.TIMEOUT:

@@ -53,7 +53,6 @@ class PushSource(Consumption):
         self._heard = broker.monotonic()
         self._listener: Listener | None = None
         self._watch: asyncio.Task[None] | None = None
-        self.closed = False
         self.last_told = 0
         """The last consumer sequence there is, as the last heartbeat said."""
 
@@ -67,7 +66,7 @@ class PushSource(Consumption):
             messages = await self._take(limit)
             if messages:
                 return Batch(messages, PullStatus.COMPLETE)
-            if self.closed:
+            if self.is_closed:
                 return Batch([], PullStatus.DISCONNECTED)
             if self._status is not None:
                 status, self._status = self._status, None
@@ -138,9 +137,9 @@ class PushSource(Consumption):
             self._wake.set_result(None)
 
     async def close(self) -> None:
-        if self.closed:
+        if self.is_closed:
             return
-        self.closed = True
+        self.is_closed = True
         self._on_close(self)
         self._rouse()
         if self._watch is not None:

@@ -66,12 +66,12 @@ class Line(Post):
 class WireDelivery(Delivery):
     """One delivery, settled by what is sent to its reply subject."""
 
-    __slots__ = ("_post", "_settled", "_timestamp", "reply")
+    __slots__ = ("_post", "_timestamp", "reply")
 
     def __init__(self, post: Post, message: Message) -> None:
         self._post = post
         self.reply = reply = message.reply or ""
-        self._settled = False
+        self.is_settled = False
         self.subject = message.subject
         self.headers = message.headers or {}
         self.data = message.data
@@ -106,7 +106,7 @@ class WireDelivery(Delivery):
         await self._post.send(self.reply, b'-NAK {"delay": %d}' % nanoseconds(delay) if delay > 0 else b"-NAK")
 
     async def in_progress(self) -> None:
-        if self._settled:
+        if self.is_settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         await self._post.send(self.reply, b"+WPI")
 
@@ -114,15 +114,11 @@ class WireDelivery(Delivery):
         self.settle()
         await self._post.send(self.reply, b"+TERM " + reason.encode() if reason else b"+TERM")
 
-    @property
-    def settled(self) -> bool:
-        return self._settled
-
     def settle(self) -> None:
         """Once only: raises AlreadySettled."""
-        if self._settled:
+        if self.is_settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        self._settled = True
+        self.is_settled = True
 
 
 def ack_subject(delivery: Delivery) -> str:
