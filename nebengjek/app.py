@@ -300,7 +300,7 @@ class App:
         guard = admin_guard(self.settings.admin.api_key)
         return [
             metrics_route(self.metrics),
-            asyncapi_route(document(self.modules)),
+            asyncapi_route(lambda: document(self.modules)),
             admin_routes(self.bus, self.pods.known, guard),
         ]
 

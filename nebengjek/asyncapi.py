@@ -8,7 +8,8 @@ Over 300 lines: one document, its parts one after the other.
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -158,13 +159,16 @@ def document_text(made: Document) -> str:
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
-def asyncapi_route(made: Document) -> HTTPRouteHandler:
-    """GET /asyncapi."""
-    body = json.dumps(made, ensure_ascii=False).encode()
+def asyncapi_route(make: Callable[[], Document]) -> HTTPRouteHandler:
+    """GET /asyncapi. The document is made when somebody asks for it first."""
+
+    @cache
+    def body() -> bytes:
+        return json.dumps(make(), ensure_ascii=False).encode()
 
     @get("/asyncapi", include_in_schema=False, opt={"public": True})
     async def asyncapi() -> Response[bytes]:
-        return Response(body, headers={"content-type": "application/json"})
+        return Response(body(), headers={"content-type": "application/json"})
 
     return asyncapi
 

@@ -215,7 +215,7 @@ def test_a_plugins_event_is_in_the_document_of_its_application() -> None:
 
 
 async def test_it_is_served() -> None:
-    app: Any = Litestar([asyncapi_route(DOCUMENT)])
+    app: Any = Litestar([asyncapi_route(lambda: DOCUMENT)])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pod") as http:
         answer = await http.get("/asyncapi")
     assert answer.headers["content-type"] == "application/json"

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Row, or_
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.handling import Context, Retry
@@ -43,7 +43,7 @@ from nebengjek.errors import Conflict, Forbidden, NotFound, Unavailable
 from nebengjek.match import store
 from nebengjek.match.dispatch import Candidate, choose
 from nebengjek.match.pool import Pool
-from nebengjek.match.store import OPEN, match_of, matches
+from nebengjek.match.store import OPEN, match_of
 
 RECONCILE_SECONDS = 10.0
 LOOKS = 8
@@ -111,7 +111,7 @@ class MatchService:
                 values |= {"latitude": event.location.latitude, "longitude": event.location.longitude}
             row = await store.change_beacon(tx, event.user_id, **values)
             if not event.is_active:
-                await self._end_proposals(tx, matches.c.driver_id == event.user_id, "cancelled")
+                await self._end_proposals(tx, "cancelled", driver_id=event.user_id)
         await self._place(row, event.location)
 
     async def presence(self, event: UserPresence, context: Context) -> None:
@@ -209,7 +209,7 @@ class MatchService:
             if not event.is_active:
                 if current is not None:
                     await store.close_search(tx, current.search_id, "ENDED")
-                    await self._end_proposals(tx, matches.c.search_id == current.search_id, "cancelled")
+                    await self._end_proposals(tx, "cancelled", search_id=current.search_id)
                     search_id = current.search_id
                 else:
                     return
@@ -408,8 +408,7 @@ class MatchService:
         if moved is None:
             return None
         await store.close_search(tx, row.search_id, "MATCHED")
-        others = or_(matches.c.search_id == row.search_id, matches.c.driver_id == row.driver_id)
-        await self._end_proposals(tx, others, "taken")
+        await self._end_proposals(tx, "taken", search_id=row.search_id, driver_id=row.driver_id)
         event = MatchAccepted(
             match_id=moved.match_id, version=moved.version, match=match_of(moved), open_before=open_before
         )
@@ -440,9 +439,10 @@ class MatchService:
             raise Forbidden("only its two parties can answer a proposal")
         return row
 
-    async def _end_proposals(self, tx: AsyncConnection, condition: Any, reason: EndReason) -> None:
+    async def _end_proposals(self, tx: AsyncConnection, reason: EndReason, **of: str | datetime) -> None:
+        """``of``: whose, as ``store.end_open`` takes it."""
         status = "EXPIRED" if reason == "expired" else "REJECTED"
-        ended = await store.end_open(tx, condition, status=status, reason=reason)
+        ended = await store.end_open(tx, status=status, reason=reason, **of)
         await self._bus.outbox.add(tx, *(_rejected(row) for row in ended))
         for _ in ended:
             self._count("rejected")
@@ -490,9 +490,9 @@ class MatchService:
 
     async def _expire(self, now: datetime) -> None:
         async with self._database.begin() as tx:
-            await self._end_proposals(tx, matches.c.expires_at <= now, "expired")
+            await self._end_proposals(tx, "expired", expired_at=now)
             for search in await store.expired_searches(tx, now):
-                await self._end_proposals(tx, matches.c.search_id == search.search_id, "cancelled")
+                await self._end_proposals(tx, "cancelled", search_id=search.search_id)
                 await self._bus.outbox.add(tx, _unavailable(search, "search_ended"))
                 await self._pool.close_search(search.search_id)
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     Integer,
     Row,
+    Select,
     String,
     Table,
     UniqueConstraint,
@@ -347,10 +348,23 @@ async def move(tx: AsyncConnection, match_id: str, to: str, *, when: Collection[
     return moved
 
 
-async def end_open(tx: AsyncConnection, condition: Any, *, status: str, reason: str) -> Sequence[Row[Any]]:
-    """End the open proposals that ``condition`` names, locked in the order of their ids; return them."""
-    statement = select(matches.c.match_id).where(_open, condition).order_by(matches.c.match_id).with_for_update()
-    ids = list((await tx.execute(statement)).scalars())
+@cache
+def _open_proposals(of: frozenset[str]) -> Select[str]:
+    conditions = {
+        "search_id": matches.c.search_id == bindparam("search_id"),
+        "driver_id": matches.c.driver_id == bindparam("driver_id"),
+        "expired_at": matches.c.expires_at <= bindparam("expired_at"),
+    }
+    whose = or_(*(conditions[name] for name in sorted(of)))
+    return select(matches.c.match_id).where(_open, whose).order_by(matches.c.match_id).with_for_update()
+
+
+async def end_open(tx: AsyncConnection, *, status: str, reason: str, **of: str | datetime) -> Sequence[Row[Any]]:
+    """End the open proposals of this ``search_id`` or ``driver_id``, or those that have ``expired_at`` a moment.
+
+    They are locked in the order of their ids; returned as they are then.
+    """
+    ids = list((await tx.execute(_open_proposals(frozenset(of)), of)).scalars())
     if not ids:
         return []
     found = await tx.execute(_END, {"match_ids": ids, "status": status, "reason": reason})

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 from nebengjek.clock import Clock
@@ -84,7 +85,10 @@ class MemoryMailbox(Mailbox):
         box = self._boxes.get(user_id)
         if box is None or box.last_seq <= seq:
             return []
-        return [frame for frame, _, _ in box.frames if frame.seq > seq]
+        # They are numbered without gaps: so many from the end.
+        newest = [frame for frame, _, _ in islice(reversed(box.frames), box.last_seq - seq)]
+        newest.reverse()
+        return newest
 
     async def trim(self, user_id: str, seq: int) -> None:
         # The ids stay until they age out with newer frames: a trimmed frame must not come again.

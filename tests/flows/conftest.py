@@ -1,10 +1,15 @@
-"""The flow tests run twice, unchanged: everything embedded, and on a real nats-server, Valkey and PostgreSQL."""
+"""The flow tests run twice, unchanged: everything embedded, and on a real nats-server, Valkey and PostgreSQL.
+
+Those that change no setting and break nothing share one application (``Backend.world``), each with people of its own;
+between two of them a night passes. A start takes longer than most of what there is to test.
+"""
 
 import asyncio
+import gc
 import itertools
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +26,39 @@ _number = itertools.count()
 
 
 class Backend:
-    """Where a world keeps its things; ``world`` begins on empty stores."""
+    """Where a world keeps its things."""
 
     name: str
+    _shared: AbstractAsyncContextManager[World] | None = None
+    _world: World
 
     async def fresh(self) -> dict[str, Any]:
         """The settings of empty stores."""
         raise NotImplementedError
 
     @asynccontextmanager
-    async def world(self, *, sweeping: bool = False, **values: Any) -> AsyncIterator[World]:
-        """A running application; ``values``: settings, ``match__radius_km=3``."""
+    async def world(self) -> AsyncIterator[World]:
+        """A running application on which others have been before: theirs is all over, but not forgotten."""
+        if self._shared is None:
+            self._shared = self.own_world()
+            self._world = await self._shared.__aenter__()
+        try:
+            yield self._world
+            await self._world.night()
+        except BaseException:
+            # Who knows in which state it is.
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the application that is shared, if it was started."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await shared.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def own_world(self, *, sweeping: bool = False, **values: Any) -> AsyncIterator[World]:
+        """A running application on empty stores; ``values``: settings, ``match__radius_km=3``."""
         given = await self.fresh() | values
         database_url = given.pop("database_url")
 
@@ -91,6 +118,26 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    """The loop of every test that has a backend: what they share lives in it."""
+    # As ``nebengjek.server`` does: the collector need not look at every module again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def embedded(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+) -> Iterator[Embedded]:
+    backend = Embedded(tmp_path_factory.mktemp("worlds"), sqlite_template)
+    yield backend
+    runner.run(backend.close())
+
+
+@pytest.fixture(scope="session")
 def real_servers() -> Iterator[Real]:
     with ExitStack() as stack:
         nats = stack.enter_context(nats_server())
@@ -99,9 +146,12 @@ def real_servers() -> Iterator[Real]:
         yield Real(nats, redis_url, postgres)
 
 
-@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.real)])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    if request.param == "real":
-        real: Real = request.getfixturevalue("real_servers")
-        return real
-    return Embedded(tmp_path, request.getfixturevalue("sqlite_template"))
+@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.real)], scope="module")
+def backend(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Backend]:
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded")
+        return
+    real: Real = request.getfixturevalue("real_servers")
+    yield real
+    # Its connections would not survive the time until the next module's tests: the loop stands still meanwhile.
+    runner.run(real.close())

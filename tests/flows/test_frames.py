@@ -86,7 +86,7 @@ async def test_a_frame_over_64_kib_closes_the_socket(backend: Backend) -> None:
 
 
 async def test_too_many_frames_are_refused_but_do_not_close(backend: Backend) -> None:
-    async with backend.world(web__frames_per_second=20, web__frame_burst=5) as world:
+    async with backend.own_world(web__frames_per_second=20, web__frame_burst=5) as world:
         phone = await world.passenger()
         for number in range(60):
             await phone.tell("session.ack", {"seq": 0}, str(number))
@@ -229,7 +229,7 @@ async def test_a_server_that_ends_closes_with_1012(backend: Backend) -> None:
 @pytest.mark.real
 async def test_while_redis_is_away_a_phone_is_told_to_try_again_later(tmp_path: Path, sqlite_template: Path) -> None:
     with mortal_valkey_server() as redis:
-        async with Embedded(tmp_path, sqlite_template).world(redis__url=redis.url) as world:
+        async with Embedded(tmp_path, sqlite_template).own_world(redis__url=redis.url) as world:
             phone = await Phone(world).login()
             connected = await world.passenger()
             await asyncio.to_thread(redis.stop)

@@ -168,7 +168,7 @@ async def test_a_login_by_hand(backend: Backend) -> None:
 
 
 async def test_without_the_debug_switch_no_code_is_shown(backend: Backend) -> None:
-    async with backend.world(auth__otp_debug=False) as world:
+    async with backend.own_world(auth__otp_debug=False) as world:
         phone = Phone(world)
         sent = await phone.ask("POST", "/auth/otp/generate", {"msisdn": phone.msisdn})
         assert sent.keys() == {"message", "expires_in"}
@@ -187,7 +187,7 @@ async def test_a_fault_is_a_problem_too_is_logged_and_says_nothing_of_itself(
         caplog.clear()
         return text
 
-    async with Embedded(tmp_path, sqlite_template).world() as world:
+    async with Embedded(tmp_path, sqlite_template).own_world() as world:
         phone = await world.passenger()
 
         async def broken() -> None:
@@ -206,7 +206,7 @@ async def test_a_fault_is_a_problem_too_is_logged_and_says_nothing_of_itself(
 
 
 async def test_while_the_bus_is_away_nothing_is_a_fault(tmp_path: Any, sqlite_template: Any) -> None:
-    async with Embedded(tmp_path, sqlite_template).world() as world:
+    async with Embedded(tmp_path, sqlite_template).own_world() as world:
         driver = await world.driver()
         world.app.broker.server.stop()  # type: ignore[attr-defined]
         for method, path, body, status in (
@@ -231,7 +231,7 @@ async def test_while_the_bus_is_away_nothing_is_a_fault(tmp_path: Any, sqlite_te
 
 
 async def test_a_page_of_an_allowed_origin_may_ask_and_may_read_the_refusal(backend: Backend) -> None:
-    async with backend.world(web__allowed_origins=["https://app.example"]) as world:
+    async with backend.own_world(web__allowed_origins=["https://app.example"]) as world:
         asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "PATCH"}
         asks |= {"Access-Control-Request-Headers": "authorization, content-type"}
         response = await world.http.options("/users/me", headers=asks)

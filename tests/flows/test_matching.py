@@ -78,7 +78,7 @@ async def test_only_the_wanted_vehicle_is_proposed(backend: Backend) -> None:
 
 
 async def test_the_nearest_are_proposed_and_not_more_than_allowed(backend: Backend) -> None:
-    async with backend.world(match__max_candidates=2) as world:
+    async with backend.own_world(match__max_candidates=2) as world:
         drivers = [await world.driver() for _ in range(3)]
         passenger = await world.passenger()
         for number, driver in enumerate(drivers):
@@ -201,9 +201,8 @@ async def _race(world: World, driver: Phone, first: Phone, second: Phone) -> Non
     matches = []
     for phone, since in zip((first, second), seen, strict=True):
         await phone.say("user.finder", FINDER)
-        # The news of the last ride's end may come later than this search: the sweep of each second finds the two.
-        await world.app.sweep()
-        found = await phone.find(lambda one: one["event"] == "match.found", since=since)
+        # The news of the last ride's end may come later than this search: then the sweep finds the two.
+        found = await world.sweeping(phone.find(lambda one: one["event"] == "match.found", since=since))
         matches.append(found["data"]["match_id"])
     for match_id in matches:
         await driver.say("match.accept", {"match_id": match_id})
@@ -283,7 +282,7 @@ async def _closed(phone: Phone, match_id: str) -> None:
 
 
 async def test_far_away_nobody_is_proposed(backend: Backend) -> None:
-    async with backend.world(match__radius_km=1) as world:
+    async with backend.own_world(match__radius_km=1) as world:
         driver, passenger = await world.driver(), await world.passenger()
         await driver.say("user.beacon", {"is_active": True, "location": KOTA_TUA})
         await passenger.say("user.finder", FINDER)

@@ -31,7 +31,7 @@ def in_a_thread(backend: Backend) -> Iterator[tuple[World, asyncio.AbstractEvent
 
     async def run() -> None:
         done = asyncio.Event()
-        async with backend.world() as world:
+        async with backend.own_world() as world:
             started.set_result((world, asyncio.get_running_loop(), done))
             await done.wait()
 
@@ -142,7 +142,7 @@ def test_whatever_is_sent_it_is_answered_as_the_document_says(backend: Backend) 
 
 
 async def test_the_document_names_every_route_of_the_contract(tmp_path: Path, sqlite_template: Path) -> None:
-    async with Embedded(tmp_path, sqlite_template).world() as world:
+    async with Embedded(tmp_path, sqlite_template).own_world() as world:
         document = (await world.http.get("/schema")).json()
         assert document == (await world.http.get("/schema/openapi.json")).json()
         operations = {

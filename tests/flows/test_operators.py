@@ -49,7 +49,7 @@ async def test_health_answers_anybody_and_names_every_part(backend: Backend) -> 
 
 
 async def test_the_metrics_of_a_ride(backend: Backend) -> None:
-    async with backend.world() as world:
+    async with backend.own_world() as world:
         driver, passenger = await world.driver(), await world.passenger()
         ride_id = await world.start_ride(driver, passenger)
         during = await scrape(world)
@@ -108,7 +108,7 @@ async def _ready(world: World) -> dict[str, Any]:
 
 
 async def test_without_its_bus_a_pod_lives_and_is_not_ready(tmp_path: Path, sqlite_template: Path) -> None:
-    async with Embedded(tmp_path, sqlite_template).world() as world:
+    async with Embedded(tmp_path, sqlite_template).own_world() as world:
         broker: Any = world.app.broker
         broker.server.stop()
         assert "bus" in await _ready(world)
@@ -123,7 +123,7 @@ async def test_without_its_bus_a_pod_lives_and_is_not_ready(tmp_path: Path, sqli
 @pytest.mark.real
 async def test_without_redis_a_pod_lives_and_is_not_ready(tmp_path: Path, sqlite_template: Path) -> None:
     with mortal_valkey_server() as redis:
-        async with Embedded(tmp_path, sqlite_template).world(redis__url=redis.url) as world:
+        async with Embedded(tmp_path, sqlite_template).own_world(redis__url=redis.url) as world:
             assert (await world.http.get("/health/ready")).status_code == 200
             await asyncio.to_thread(redis.stop)
             assert (await _ready(world))["fast state"] == "redis does not answer, try again"

@@ -25,7 +25,7 @@ async def again(world: World, *phones: Phone) -> None:
 
 
 async def test_a_ride_survives_a_restart_between_any_two_steps(backend: Backend) -> None:
-    async with backend.world() as world:
+    async with backend.own_world() as world:
         driver, passenger = await world.driver(), await world.passenger()
         await driver.say("user.beacon", {"is_active": True, "location": MONAS})
         await again(world, driver, passenger)
@@ -160,7 +160,7 @@ async def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_match_without_a_ride_fails_and_frees_both(backend: Backend) -> None:
-    async with backend.world() as world:
+    async with backend.own_world() as world:
         driver, passenger = await world.driver(), await world.passenger()
         everything = world.make
         settings = world.app.settings

@@ -106,7 +106,7 @@ async def test_a_lost_answer_of_the_gateway_is_asked_for_and_charged_once(backen
 
 
 async def test_a_deployment_says_when_a_lost_answer_is_asked_for(backend: Backend) -> None:
-    async with backend.world(rides__charge_timeout=0.5, rides__settle_after=60) as world:
+    async with backend.own_world(rides__charge_timeout=0.5, rides__settle_after=60) as world:
         driver, passenger = await world.driver(), await world.passenger()
         ride_id = await world.start_ride(driver, passenger)
         await world.drive(driver, 500)

@@ -2,10 +2,10 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -18,7 +18,11 @@ from nebengjek.clock import ManualClock
 from nebengjek.server import Server
 from nebengjek.settings import Settings
 
+T = TypeVar("T")
+
 WAIT = 10.0
+NIGHT = 3 * 3600.0
+"""Longer than any deadline of a search, a proposal, a pick-up or a payment."""
 MONAS = {"latitude": -6.1754, "longitude": 106.8272}
 BUNDARAN_HI = {"latitude": -6.1950, "longitude": 106.8230}
 KOTA_TUA = {"latitude": -6.1352, "longitude": 106.8133}
@@ -153,18 +157,19 @@ class Phone:
     async def find(self, wanted: Callable[[dict[str, Any]], bool], *, since: int = 0) -> dict[str, Any]:
         """The first frame from number ``since`` on that is ``wanted``; waits for it."""
 
-        def found() -> dict[str, Any] | None:
-            return next((frame for frame in self.frames[since:] if wanted(frame)), None)
-
+        looked = since
         try:
             async with asyncio.timeout(WAIT), self._news:
-                await self._news.wait_for(lambda: found() is not None or self.close_code is not None)
+                while True:
+                    while looked < len(self.frames):
+                        if wanted(self.frames[looked]):
+                            return self.frames[looked]
+                        looked += 1
+                    if self.close_code is not None:
+                        raise AssertionError(f"closed with {self.close_code}; {self.frames[since:]}")
+                    await self._news.wait()
         except TimeoutError:
             raise AssertionError(f"not among {self.frames[since:]}") from None
-        frame = found()
-        if frame is None:
-            raise AssertionError(f"closed with {self.close_code}; {self.frames[since:]}")
-        return frame
 
     async def expect(self, event: str, **fields: Any) -> dict[str, Any]:
         """The first frame of this type whose data has these fields; waits for it."""
@@ -215,7 +220,16 @@ class World:
 
     async def stop(self) -> None:
         await self.http.aclose()
-        await self.server.shutdown()
+        # As uvicorn's shutdown() does, without the tenths of a second for which it sleeps.
+        for listener in self.server.servers:
+            listener.close()
+        state = self.server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        async with asyncio.timeout(WAIT):
+            while state.connections or state.tasks:  # noqa: ASYNC110 - uvicorn polls too
+                await asyncio.sleep(0)
+        await self.server.lifespan.shutdown()
 
     async def restart(self) -> None:
         await self.stop()
@@ -238,6 +252,13 @@ class World:
         self.clock.advance(seconds)
         await self.app.sweep()
 
+    async def sweeping(self, awaited: Coroutine[Any, Any, T]) -> T:
+        """Wait for it, and let the application sweep meanwhile: in life it does so each second."""
+        waiting = asyncio.create_task(awaited)
+        while not (await asyncio.wait([waiting], timeout=0.05))[0]:
+            await self.app.sweep()
+        return waiting.result()
+
     async def hang_up(self, phone: Phone) -> None:
         """Disconnect, and wait until the application has noticed."""
         await phone.disconnect()
@@ -248,13 +269,25 @@ class World:
 
     async def quiet(self) -> None:
         """Wait until every event that was said has been handled by whoever hears it."""
-        bus = self.app.bus
         async with asyncio.timeout(WAIT):
-            while await bus.outbox.size() or await self._unhandled():  # noqa: ASYNC110 - the bus is asked, it does not tell
-                await asyncio.sleep(0)
+            while await self.app.bus.outbox.size() or await self._unhandled():  # noqa: ASYNC110 - the bus does not tell
+                await asyncio.sleep(0.002)
 
     async def _unhandled(self) -> int:
-        return sum(one.lag + one.ack_pending for one in (await self.app.bus.health()).consumers)
+        broker = self.app.broker
+        consumers = [one for stream in await broker.streams() for one in await broker.consumers(stream.spec.name)]
+        return sum(one.num_pending + one.num_ack_pending for one in consumers)
+
+    async def night(self) -> None:
+        """Everybody goes home, and what nobody has ended ends by its own deadline."""
+        for phone in self.phones:
+            await phone.disconnect()
+        self.phones.clear()
+        async with asyncio.timeout(WAIT):
+            while self.app.delivery.sockets:  # noqa: ASYNC110 - nor does the delivery
+                await asyncio.sleep(0)
+        await self.advance(NIGHT)
+        await self.quiet()
 
     # -- the steps of a ride
 
@@ -265,10 +298,11 @@ class World:
         await passenger.say(
             "user.finder", {"is_active": True, "location": moved(at, 20), "target_location": BUNDARAN_HI}
         )
-        # After another ride the news of its end may come last: then the sweep of each second finds the two.
-        await self.app.sweep()
-        found = await passenger.find(
-            lambda one: one["event"] == "match.found" and one["data"]["driver_id"] == driver.user_id, since=seen
+        # After another ride the news of its end may come last: then the sweep finds the two.
+        found = await self.sweeping(
+            passenger.find(
+                lambda one: one["event"] == "match.found" and one["data"]["driver_id"] == driver.user_id, since=seen
+            )
         )
         match_id: str = found["data"]["match_id"]
         await driver.expect("match.found", match_id=match_id)
