@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY nebengjek nebengjek
 COPY plugins plugins
 RUN /opt/nebengjek/bin/pip install --no-cache-dir --disable-pip-version-check \
-        -c constraints.txt '.[postgres,telemetry,speed]' \
+        -c constraints.txt '.[postgres,telemetry,speed,sealed]' \
     && /opt/nebengjek/bin/pip uninstall --yes --quiet pip setuptools
 
 FROM python:3.11-slim

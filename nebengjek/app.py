@@ -21,6 +21,7 @@ from nebengjek.bus.interface import Broker
 from nebengjek.bus.memory import MemoryBroker, MemoryServer
 from nebengjek.bus.messaging import DrainReport, MessageBus
 from nebengjek.bus.observing import Spans
+from nebengjek.bus.payloads import Payloads
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
@@ -108,6 +109,7 @@ class App:
             observer=self.metrics,
             spans=self._spans,
             audit=settings.log.audit,
+            payloads=Payloads(compress_above=settings.nats.compress_above, keys=settings.nats.sealing_keys),
         )
         self.database.on_commit(self.bus.outbox.committed)
         self.state = self._fast_state()

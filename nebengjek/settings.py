@@ -127,11 +127,19 @@ class Nats(Section, frozen=True, kw_only=True):
     inbox_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")] | None = None
     max_memory: Size = None
     max_storage: Size = None
+    compress_above: Annotated[int, Meta(ge=0)] = 0
+    """Bytes of an event's body from which on it is compressed; 0 = never."""
+    event_keys: SecretOrNone = None
+    """64 hexadecimal digits, several separated by commas: the first seals events about people, all open them."""
     replicas: Literal[1, 3, 5] = 1
 
     @property
     def is_real(self) -> bool:
         return self.enabled and self.url is not None
+
+    @property
+    def sealing_keys(self) -> list[bytes]:
+        return [bytes.fromhex(key) for key in self.event_keys.split(",")] if self.event_keys else []
 
     @property
     def pod_id(self) -> str | None:
@@ -279,6 +287,9 @@ _SCHEMES = {
 }
 
 
+_EVENT_KEYS = re.compile(r"[0-9a-fA-F]{64}(,[0-9a-fA-F]{64})*")
+
+
 def _problems(settings: Settings) -> Iterator[str]:
     yield from _bad_urls(settings)
     for proxy in settings.web.trusted_proxies:
@@ -287,6 +298,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         except ValueError:
             yield f"web.trusted_proxies: {proxy!r} is no address or network such as 10.0.0.0/8"
     yield from _bad_nats(settings.nats)
+    if settings.nats.event_keys and not _EVENT_KEYS.fullmatch(settings.nats.event_keys):
+        yield "nats.event_keys: expected 64 hexadecimal digits each, separated by commas"
     rides = settings.rides
     if rides.settle_after <= rides.charge_timeout:
         yield (
@@ -348,6 +361,8 @@ def _unfit_for_production(settings: Settings) -> Iterator[str]:
         yield "database.url is SQLite: production with NATS means several pods, expected postgresql://…"
     if not settings.redis.is_real:
         yield "redis.url is not set: production with NATS means several pods, expected redis://… or rediss://…"
+    if not nats.event_keys:
+        yield "nats.event_keys is not set: production with NATS seals events about people, expected 64 hex digits"
     servers = [urlsplit(part) for part in (nats.url or "").split(",")]
     in_url = all(server.username for server in servers)
     if not (in_url or nats.user or nats.token or nats.credentials or nats.tls_cert):

@@ -40,7 +40,7 @@ def filled_in() -> dict[str, str]:
     lines = (ROOT / "settings" / "production.env.example").read_text(encoding="utf-8").splitlines()
     pairs = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {
-        key: value or (f"https://sms.example/{key}" if "URL" in key else f"1e{'7' * 40}")
+        key: value or (f"https://sms.example/{key}" if "URL" in key else f"1e{'7' * 62}")
         for key, value in pairs.items()
     }
 

@@ -410,7 +410,7 @@ def _packages() -> set[str]:
 def test_each_package_has_its_reason() -> None:
     text = section(README, "What it is built on")
     tools = text[text.index("For tests") :].partition("Not used")[0]
-    extras = {"postgres", "speed", "telemetry", "dev"}
+    extras = {"postgres", "speed", "sealed", "telemetry", "dev"}
     table = {name for row in rows(text) for name in codes_of(row[0])} - extras
     assert table | (set(codes_of(tools)) - extras) == _packages()
 

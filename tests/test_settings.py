@@ -24,6 +24,7 @@ CLUSTER = PRODUCTION | {
     "NATS_URL": "tls://nats.example:4222",
     "NEBENGJEK__NATS__USER": "app",
     "NEBENGJEK__NATS__PASSWORD": "pw",
+    "NEBENGJEK__NATS__EVENT_KEYS": "0a" * 32,
     "REDIS_URL": "redis://redis.example",
     "DATABASE_URL": "postgresql://app:pw@db.example/nebengjek",
 }
@@ -121,6 +122,7 @@ def test_foreign_variables_are_not_ours_to_judge() -> None:
         ({"NATS_URL": "nats://a,http://b"}, "nats.url: expected nats://"),
         ({"DATABASE_URL": "mysql://x"}, "database.url: expected sqlite://"),
         ({"REDIS_URL": "localhost"}, "redis.url: expected redis://"),
+        ({"NEBENGJEK__NATS__EVENT_KEYS": "a secret"}, "nats.event_keys: expected 64 hexadecimal digits"),
         ({"NEBENGJEK__NATS__USER": "app"}, "nats.user and nats.password: expected both"),
         ({"NEBENGJEK__NATS__TLS_CERT": "c.pem"}, "nats.tls_cert and nats.tls_key: expected both"),
         (
@@ -197,6 +199,7 @@ def test_a_complete_production_starts_alone_and_in_a_cluster() -> None:
         ({"NATS_URL": "nats://nats.example:4222"}, "nats.url: production expects TLS to nats.example"),
         ({"NATS_URL": "nats://127.0.0.1.example.com"}, "nats.url: production expects TLS to 127.0.0.1.example.com"),
         ({"NATS_URL": "tls://a,nats://b"}, "nats.url: production expects TLS to b"),
+        ({"NEBENGJEK__NATS__EVENT_KEYS": None}, "nats.event_keys is not set"),
         ({"DATABASE_URL": None}, "database.url is SQLite"),
         ({"DATABASE_URL": "postgresql://a:development-only@h/d"}, "database.url has the password that everybody knows"),
         ({"REDIS_URL": "redis://:development-only@h"}, "redis.url has the password that everybody knows"),
@@ -210,7 +213,11 @@ def test_production_refuses(change: dict[str, str | None], said: str) -> None:
 
 
 def test_authentication_inside_the_url_counts() -> None:
-    env = {key: value for key, value in CLUSTER.items() if "NATS__" not in key}
+    env = {
+        key: value
+        for key, value in CLUSTER.items()
+        if key not in ("NEBENGJEK__NATS__USER", "NEBENGJEK__NATS__PASSWORD")
+    }
     assert load(env=env | {"NATS_URL": "tls://app:pw@nats.example"}).nats.is_real
 
 

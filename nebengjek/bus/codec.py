@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from nebengjek.bus.interface import MSG_ID, Envelope, check_headers
+from nebengjek.bus.interface import MSG_ID, CoreMessage, Delivery, Envelope, StoredMessage, check_headers
+from nebengjek.bus.payloads import CONTENT_ENCODING, Payloads, Unreadable
 from nebengjek.bus.tracing import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, TRACESTATE, Trace, current, new_trace
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import Event, token, type_of, uuid7
@@ -26,6 +27,9 @@ class Undecodable(Exception):
     """Bytes that are not the event their subject says."""
 
 
+Received = CoreMessage | Delivery | StoredMessage
+
+
 class _Kind(NamedTuple):
     """What all events of a type have in common. ``header_bytes``: of the headers, but for what varies."""
 
@@ -33,15 +37,18 @@ class _Kind(NamedTuple):
     key: str
     number: str | None
     header_bytes: int
+    seal: bool
 
 
 class Codec:
     """Encode events said by ``producer``; decode what came in on a subject."""
 
-    def __init__(self, producer: str, clock: Clock) -> None:
+    def __init__(self, producer: str, clock: Clock, payloads: Payloads | None = None) -> None:
         check_headers({PRODUCER: producer})
         self._producer = producer
         self._clock = clock
+        self._payloads = payloads or Payloads()
+        self._compress_above = self._payloads.compress_above
         self._millisecond = 0
         self._text = ""
         self._second = -1
@@ -53,7 +60,7 @@ class Codec:
 
     def envelope(self, event: Event, trace: Trace | None = None) -> Envelope:
         """Raises InvalidSubject when the event's key cannot be a token."""
-        event_type, key_field, number_field, size = self._kinds.get(event.__class__) or self._kind(event)
+        event_type, key_field, number_field, size, seal = self._kinds.get(event.__class__) or self._kind(event)
         key = getattr(event, key_field)
         if key not in self._tokens:
             self._check(key)
@@ -77,14 +84,21 @@ class Codec:
         if cause.tracestate:
             headers[TRACESTATE] = cause.tracestate
             size += len(TRACESTATE) + len(cause.tracestate) + 4
-        return Envelope(f"{event_type}.{key}", self._encode(event), headers, size)
+        subject, data = f"{event_type}.{key}", self._encode(event)
+        if seal or len(data) > self._compress_above:
+            data, encoding = self._payloads.wrap(data, subject, seal=seal)
+            headers[CONTENT_ENCODING] = encoding
+            size += len(CONTENT_ENCODING) + len(encoding) + 4
+        return Envelope(subject, data, headers, size)
 
     def _kind(self, event: Event) -> _Kind:
         event_type = type_of(event)
         names = (MSG_ID, EVENT_TYPE, EVENT_VERSION, CORRELATION_ID, OCCURRED_AT, PRODUCER, TRACEPARENT)
         moment = len("2026-01-01T00:00:00.000+00:00")
         fixed = 12 + sum(len(name) + 4 for name in names) + len("1") + moment + len(self._producer) + len(event_type)
-        kind = self._kinds[type(event)] = _Kind(event_type, event.key, event.number, fixed)
+        kind = self._kinds[type(event)] = _Kind(
+            event_type, event.key, event.number, fixed, event.sensitive and self._payloads.seals
+        )
         return kind
 
     def _check(self, key: str) -> None:
@@ -108,8 +122,14 @@ class Codec:
     def encode(self, value: Any) -> bytes:
         return self._encode(value)
 
-    def decode(self, data: bytes, kind: type[E]) -> E:
+    def decode(self, message: Received, kind: type[E]) -> E:
         """Raises Undecodable."""
+        data = message.data
+        if CONTENT_ENCODING in message.headers:
+            try:
+                data = self._payloads.unwrap(data, message.subject, message.headers[CONTENT_ENCODING])
+            except Unreadable as error:
+                raise Undecodable(str(error)) from error
         value: E = self.decode_any(data, kind)
         return value
 

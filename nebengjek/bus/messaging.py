@@ -22,6 +22,7 @@ from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable
 from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.gathering import Gatherer
 from nebengjek.bus.handling import Answering, Hearing, Watching
 from nebengjek.bus.inbox import Inbox
 from nebengjek.bus.interface import (
@@ -48,6 +49,7 @@ from nebengjek.bus.interface import (
 from nebengjek.bus.last_tries import LastTries
 from nebengjek.bus.observing import Observer, Silent, Spans
 from nebengjek.bus.outbox import WAKE, Outbox
+from nebengjek.bus.payloads import Payloads
 from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
 from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
 from nebengjek.clock import Clock
@@ -55,6 +57,7 @@ from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, 
 from nebengjek.errors import Invalid, Misconfigured, NebengJekError, Rejected, Unavailable, describe, restore
 
 A = TypeVar("A")
+T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 OnAck = Callable[[Envelope, PubAck | NebengJekError], None]
 
@@ -151,13 +154,14 @@ class MessageBus:
         retry_delays: Sequence[float] = RETRY_DELAYS,
         window: int = 1024,
         audit: bool = False,
+        payloads: Payloads | None = None,
     ) -> None:
         self.broker = broker
         self.pod_id = pod_id
         self._streams = {spec.name: spec for spec in streams}
         self._observer: Observer = observer or Silent()
         self._spans = spans
-        self._codec = Codec(pod_id, clock)
+        self._codec = Codec(pod_id, clock, payloads)
         self._retry_delays = retry_delays
         self._window = window
         self._audit = audit
@@ -172,6 +176,7 @@ class MessageBus:
         self._background: list[asyncio.Task[Any]] = []
         self._outstanding = 0
         self._landed = asyncio.Event()
+        self._gatherers: list[Gatherer[Any]] = []
         self._soon: list[tuple[Envelope, OnAck | None]] = []
         self._breakers: dict[str, Breaker] = {}
         self._causes = Causes()
@@ -379,6 +384,8 @@ class MessageBus:
         )
 
     async def _flush_quietly(self, timeout: float) -> None:
+        for gatherer in self._gatherers:
+            await gatherer.flush()
         if not self._outstanding:
             return
         try:
@@ -407,6 +414,12 @@ class MessageBus:
         if not self._soon:
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._soon.append((envelope, on_ack))
+
+    def gather(self, make: Callable[[list[T]], Event], *, size: int = 100, seconds: float = 0.05) -> Gatherer[T]:
+        """A publisher of many small things: ``make`` turns up to ``size`` of them, or 50 ms of them, into one event."""
+        gatherer = Gatherer(self.publish_soon, make, self.broker.sleep, size=size, seconds=seconds)
+        self._gatherers.append(gatherer)
+        return gatherer
 
     def _hand_over(self) -> None:
         """Give the broker what ``publish_soon`` has gathered in this turn of the loop.
@@ -571,7 +584,7 @@ class MessageBus:
                 # A replayed dead letter: it was seen when it was said.
                 return
             try:
-                event = self._codec.decode(message.data, watching.event)
+                event = self._codec.decode(message, watching.event)
             except Undecodable as error:
                 log.warning("watch.undecodable", subject=message.subject, error=str(error))
                 return
@@ -610,7 +623,7 @@ class MessageBus:
                 if ONLY_FOR in message.headers:
                     continue
                 try:
-                    event = self._codec.decode(message.data, kind)
+                    event = self._codec.decode(message, kind)
                 except Undecodable as error:
                     log.warning("replay.undecodable", stream=stream, seq=message.seq, error=str(error))
                     continue

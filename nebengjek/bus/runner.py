@@ -442,7 +442,7 @@ class Runner:
     def _decode(self, delivery: Delivery) -> Event:
         if ONLY_FOR in delivery.headers and delivery.headers[ONLY_FOR] != self.consumer:
             raise _MeantForAnother
-        return self._codec.decode(delivery.data, self._hearing.event)
+        return self._codec.decode(delivery, self._hearing.event)
 
     async def _not_read(self, delivery: Delivery, error: Exception) -> None:
         if isinstance(error, Undecodable):

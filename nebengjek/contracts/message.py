@@ -35,6 +35,8 @@ class Event(Struct, frozen=True, kw_only=True):
 
     key: ClassVar[str]
     """The field whose value is the last token of the subject."""
+    sensitive: ClassVar[bool] = False
+    """Sealed on its way, where the settings have a key: what it says is about a person."""
     number: ClassVar[str | None] = "version"
     """The field that counts events of this type and key (for the message id); None: a UUIDv7 is made instead."""
 

@@ -51,6 +51,7 @@ class UserUpdated(UserEvent, frozen=True, kw_only=True, tag="user.updated"):
     email: str | None
     role: Role
     deleted: bool = False
+    sensitive: ClassVar[bool] = True
 
 
 class UserDriverRegistered(UserEvent, frozen=True, kw_only=True, tag="user.driver.registered"):
@@ -58,6 +59,7 @@ class UserDriverRegistered(UserEvent, frozen=True, kw_only=True, tag="user.drive
 
     full_name: str
     vehicle: Vehicle
+    sensitive: ClassVar[bool] = True
 
 
 class UserBeacon(UserEvent, frozen=True, kw_only=True, tag="user.beacon"):
