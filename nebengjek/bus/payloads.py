@@ -39,10 +39,7 @@ class Payloads:
         for key in keys:
             if len(key) != KEY_BYTES:
                 raise Misconfigured(f"nats.event_keys: a key has {len(key)} bytes, expected {KEY_BYTES}")
-            # Only who seals needs the library.
-            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-            self._ciphers[_name(key)] = AESGCM(key)
+            self._ciphers[_name(key)] = _cipher(key)
         self._sealing = _name(keys[0]) if keys else b""
 
     def wrap(self, data: bytes, subject: str, *, seal: bool) -> tuple[bytes, str]:
@@ -81,6 +78,15 @@ class Payloads:
         except (InvalidTag, ValueError) as error:
             raise Unreadable("sealed for another subject, or changed on the way") from error
         return opened
+
+
+def _cipher(key: bytes) -> Any:
+    try:
+        # Only who seals needs the library.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as error:
+        raise Misconfigured("nats.event_keys: sealing needs the extra: pip install 'nebengjek[sealed]'") from error
+    return AESGCM(key)
 
 
 def _name(key: bytes) -> bytes:
