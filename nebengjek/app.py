@@ -119,7 +119,14 @@ class App:
         self.modules = [*self._modules(), *self._plugins()]
         self.running = [module for module in self.modules if running is None or module.name in running]
         for module in self.modules:
-            self.bus.wire(module.name, module.hears, module.watches, module.answers, running=module in self.running)
+            self.bus.wire(
+                module.name,
+                module.hears,
+                module.watches,
+                module.answers,
+                says=module.says,
+                running=module in self.running,
+            )
         self.pods = Pods(
             self.bus, self.clock, modules=[module.name for module in self.running], embedded=self.embedded()
         )

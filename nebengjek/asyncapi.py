@@ -41,10 +41,6 @@ from nebengjek.users.frames import SAYS, Active, ErrorData, SessionReady, Stored
 T = TypeVar("T")
 Document = dict[str, Any]
 
-SAID_BY = {"user": "users", "location": "location", "match": "match", "ride": "rides"}
-"""Who says the events of a domain; but a phone's point comes in through users:"""
-SAID_BY_OTHERS = {"location.update": "users"}
-
 ACKS: dict[str, type[Any] | None] = {
     "user.beacon": Active,
     "user.finder": Active,
@@ -111,7 +107,7 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS)
     for query in queries:
         _add_query(query, schemas, channels, messages)
     _add_phone(schemas, channels, messages, operations)
-    _add_modules(modules, events, operations)
+    _add_modules(modules, operations)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -274,7 +270,7 @@ def _add_query(query: type[Query[Any]], schemas: _Schemas, channels: Document, m
     }
 
 
-def _add_modules(modules: Sequence[Module], events: Sequence[type[Event]], operations: Document) -> None:
+def _add_modules(modules: Sequence[Module], operations: Document) -> None:
     for module in modules:
         for hearing in module.hears:
             name = type_of(hearing.event)
@@ -304,13 +300,11 @@ def _add_modules(modules: Sequence[Module], events: Sequence[type[Event]], opera
                     "messages": [{"$ref": f"#/channels/{subject}.reply/messages/{query}Answer"}],
                 },
             }
-    for event in events:
-        name = type_of(event)
-        speaker = SAID_BY_OTHERS.get(name) or SAID_BY.get(name.partition(".")[0])
-        if speaker is not None:
-            operations[f"{speaker}.says.{name}"] = {
+        for event in module.says:
+            name = type_of(event)
+            operations[f"{module.name}.says.{name}"] = {
                 **_operation("send", name, event.__name__),
-                "tags": [{"name": speaker}],
+                "tags": [{"name": module.name}],
             }
 
 

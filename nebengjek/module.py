@@ -1,8 +1,10 @@
-"""What a module is: a value that says what it serves, hears, watches, answers and sweeps.
+"""What a module is: a value that says what it serves, says, hears, watches, asks, answers and sweeps.
 
-``hears``: durable, each event once per module, until it succeeds. ``watches``: every pod, at most once.
-``answers``: request-reply in the queue group of the module's name. ``sweeps``: what every pod does each few
-seconds; whoever comes first does it, the database decides.
+``says``: its events, which no other module says. ``asks``: queries that it puts to others. Where each module has a
+user of its own at the server, these and no others are permitted to it (``nebengjek nats-permissions``). ``hears``:
+durable, each event once per module, until it succeeds. ``watches``: every pod, at most once. ``answers``:
+request-reply in the queue group of the module's name. ``sweeps``: what every pod does each few seconds; whoever comes
+first does it, the database decides.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,8 +33,10 @@ class Module:
 
     name: str
     routes: Sequence[Any] = ()
+    says: Sequence[type[Event]] = ()
     hears: Sequence[Hearing] = ()
     watches: Sequence[Watching] = ()
+    asks: Sequence[type[Query[Any]]] = ()
     answers: Sequence[Answering] = ()
     sweeps: Sequence[Sweep] = ()
     start: Callable[[], Awaitable[None]] | None = None

@@ -18,7 +18,7 @@ from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 from nebengjek import contracts
 from nebengjek.app import App
-from nebengjek.asyncapi import ACKS, SAID_BY, SAID_BY_OTHERS, TOLD, asyncapi_route, document, document_text
+from nebengjek.asyncapi import ACKS, TOLD, asyncapi_route, document, document_text
 from nebengjek.contracts.message import Event, Query, type_of
 from nebengjek.module import Module, on
 from nebengjek.settings import load
@@ -133,14 +133,27 @@ def test_durables_are_called_as_the_bus_calls_them() -> None:
 def test_who_says_an_event_is_who_makes_it() -> None:
     by_name = {event.__name__: type_of(event) for event in EVENTS}
     made: dict[str, set[str]] = {}
-    for module in SAID_BY.values():
+    modules = App(load()).modules
+    said = {type_of(event): module.name for module in modules for event in module.says}
+    for module in said.values():
         for path in (ROOT / "nebengjek" / module).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in by_name:
                     made.setdefault(by_name[node.func.id], set()).add(module)
-    assert made, "nobody says anything"
-    for event, modules in made.items():
-        assert modules == {SAID_BY_OTHERS.get(event, SAID_BY[event.partition(".")[0]])}, event
+    assert {event: {module} for event, module in said.items()} == made
+
+
+def test_who_asks_a_query_is_who_makes_it_and_does_not_answer_it_himself() -> None:
+    by_name = {query.__name__: query for query in QUERIES}
+    for module in App(load()).modules:
+        own = {answering.query for answering in module.answers}
+        made = {
+            by_name[node.func.id]
+            for path in (ROOT / "nebengjek" / module.name).glob("*.py")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in by_name
+        }
+        assert set(module.asks) == made - own, module.name
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=type_of)

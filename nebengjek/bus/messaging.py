@@ -198,12 +198,15 @@ class MessageBus:
         watches: Sequence[Watching],
         answers: Sequence[Answering],
         *,
+        says: Sequence[type[Event]] = (),
         running: bool = True,
     ) -> None:
         """Before ``start``. ``running=False``: another pod runs the module; only its consumers are made here.
 
-        Raises ValueError: two consumers of one name, or no stream for an event.
+        ``says``: events of the outbox that only a pod which runs the module relays. Raises ValueError: two consumers
+        of one name, two modules that say one event, or no stream for an event.
         """
+        self.outbox.says(module, map(type_of, says), running=running)
         for hearing in hears:
             stream = self._stream_of(hearing.event)
             name = f"{type_of(hearing.event).replace('.', '_')}_{module}"

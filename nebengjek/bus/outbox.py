@@ -1,23 +1,24 @@
 """The transactional outbox: an event is published after its transaction commits, and never without it.
 
-A row is written in the caller's transaction. One pod at a time relays (a lease row, 5 s, renewed); it reads what
-is *there* by id, never "after the last id", because transactions commit out of order. Entities (subjects' last
-tokens) go in parallel, rows of one entity in order. A row goes when its event is safe: on JetStream after the
-PubAck, in a process of its own when every consumer has settled it, so that a kill in between delivers it again.
-A relay that pauses past its lease can only publish the same ids again. An entity whose event is refused waits
-``HOLD_SECONDS`` and holds up nobody else. Whoever ends lets go of the lease; in a process of its own the lease of
-another holder is that of a dead one.
+A row is written in the caller's transaction. One pod at a time relays a module's rows (a lease row, 5 s, renewed), and
+it is one that runs the module, because another may not be permitted to say its events. It reads what is *there* by
+id, never "after the last id", because transactions commit out of order. Entities (subjects' last tokens) go in
+parallel, rows of one entity in order. A row goes when its event is safe: on JetStream after the PubAck, in a process
+of its own when every consumer has settled it, so that a kill in between delivers it again. A relay that pauses past
+its lease can only publish the same ids again. An entity whose event is refused waits ``HOLD_SECONDS`` and holds up
+nobody else. Whoever ends lets go of the lease; in a process of its own the lease of another holder is that of a dead
+one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import groupby
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Row, Select, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,7 +27,7 @@ from nebengjek.bus.interface import Broker, ConnectionStatus, Envelope, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
 from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock
-from nebengjek.contracts.message import Event
+from nebengjek.contracts.message import Event, type_of
 from nebengjek.errors import NebengJekError
 from nebengjek.sql import insert_ignore
 
@@ -69,6 +70,11 @@ class Outbox:
         self._trace_of = trace_of
         self._pod_id = pod_id
         self._clock = clock
+        self._said_by: dict[str, str] = {}
+        """The module of each event type that somebody declared."""
+        self._mine = {""}
+        """Modules of this pod; ``""`` stands for whoever did not declare what it says."""
+        self._leases: frozenset[str] = frozenset()
         self._adding: set[int] = set()
         self._rung = asyncio.Event()
         self._news = False
@@ -85,6 +91,14 @@ class Outbox:
         self.backlog = 0
         """Rows that the last look found, published or not."""
 
+    def says(self, module: str, types: Iterable[str], *, running: bool) -> None:
+        """``module`` says these; with ``running`` this pod relays them. Raises ValueError: another module does."""
+        for name in types:
+            if self._said_by.setdefault(name, module) != module:
+                raise ValueError(f"{name} is said by {self._said_by[name]} and {module}")
+            if running:
+                self._mine.add(module)
+
     async def add(self, tx: AsyncConnection, *events: Event, because: Event | None = None) -> None:
         """Say ``events`` when ``tx`` commits.
 
@@ -98,7 +112,15 @@ class Outbox:
         for event in events:
             envelope = self._codec.envelope(event, trace)
             headers = msgspec.json.encode(envelope.headers).decode()
-            rows.append({"subject": envelope.subject, "headers": headers, "data": envelope.data, "created_at": now})
+            rows.append(
+                {
+                    "subject": envelope.subject,
+                    "headers": headers,
+                    "data": envelope.data,
+                    "created_at": now,
+                    "module": self._said_by.get(type_of(event), ""),
+                }
+            )
         # One by itself takes a shorter way through SQLAlchemy than a list of one.
         await tx.execute(_INSERT, rows if len(rows) > 1 else rows[0])
         self._adding.add(id(tx.sync_connection))
@@ -141,7 +163,8 @@ class Outbox:
 
     async def _prepare(self) -> None:
         async with self._begin() as tx:
-            await insert_ignore(tx, outbox_lease, {"id": 1, "holder": "", "until": 0.0})
+            for module in sorted(self._mine):
+                await insert_ignore(tx, outbox_lease, {"module": module, "holder": "", "until": 0.0})
             if not self._broker.durable:
                 await tx.execute(update(outbox_lease).values(holder=self._pod_id, until=0.0))
 
@@ -173,10 +196,17 @@ class Outbox:
         return left
 
     async def size(self) -> int:
-        """Rows that are not marked yet."""
+        """Rows that this pod may relay and are not marked yet."""
         async with self._begin() as tx:
             await self._forget(tx)
-            return int((await tx.execute(select(func.count()).select_from(outbox))).scalar_one())
+            counted = self._of(select(func.count()).select_from(outbox), self._mine)
+            return int((await tx.execute(counted)).scalar_one())
+
+    def _of(self, rows: Select[Any], modules: Collection[str]) -> Select[Any]:
+        """Those of ``modules``. All of them: also the rows of one that there is no more."""
+        if {"", *self._said_by.values()} <= {*modules}:
+            return rows
+        return rows.where(outbox.c.module.in_(sorted(modules)))
 
     async def _round(self) -> bool:
         """Relay what is there; False when that is not ours to do now, or nothing of it could be published."""
@@ -185,9 +215,11 @@ class Outbox:
         relayed = False
         while True:
             async with self._begin() as tx:
-                rows = await self._there(tx) if await self._lease(tx) else None
-            if rows is None:
+                leases = await self._lease(tx)
+                rows = await self._there(tx, leases) if leases else ()
+            if not self._mine <= leases:
                 await self._tell_leader()
+            if not leases:
                 return False
             self._news = False
             self.backlog = len(rows)
@@ -202,10 +234,11 @@ class Outbox:
                 # That was all; who says something meanwhile rings.
                 return relayed
 
-    async def _there(self, tx: AsyncConnection) -> Sequence[Row[Any]]:
+    async def _there(self, tx: AsyncConnection, leases: Collection[str]) -> Sequence[Row[Any]]:
         await self._forget(tx)
         self._limit = PAGE + len(self._inflight) + self._waiting_rows
-        return (await tx.execute(_THERE, {"rows": self._limit})).all()
+        found: Sequence[Row[Any]] = (await tx.execute(self._of(_THERE, leases), {"rows": self._limit})).all()
+        return found
 
     async def _tell_leader(self) -> None:
         # Only what we have said ourselves: a word about each word heard would go round for ever.
@@ -271,16 +304,22 @@ class Outbox:
             raise
         self._inflight.difference_update(done)
 
-    async def _lease(self, tx: AsyncConnection) -> bool:
+    async def _lease(self, tx: AsyncConnection) -> frozenset[str]:
+        """The modules whose rows are ours to relay now."""
         now = self._clock.seconds()
-        if now < self._lease_until - LEASE_SECONDS / 2:
-            return True
+        if now < self._lease_until - LEASE_SECONDS / 2 and self._mine <= self._leases:
+            return self._leases
         free = or_(outbox_lease.c.holder == self._pod_id, outbox_lease.c.until < now)
+        mine = outbox_lease.c.module.in_(sorted(self._mine))
         taken = await tx.execute(
-            update(outbox_lease).where(free).values(holder=self._pod_id, until=now + LEASE_SECONDS)
+            update(outbox_lease)
+            .where(free, mine)
+            .values(holder=self._pod_id, until=now + LEASE_SECONDS)
+            .returning(outbox_lease.c.module)
         )
-        self._lease_until = now + LEASE_SECONDS if taken.rowcount else 0.0
-        return taken.rowcount == 1
+        self._leases = frozenset(taken.scalars())
+        self._lease_until = now + LEASE_SECONDS if self._leases else 0.0
+        return self._leases
 
 
 def _entity(row: Row[Any]) -> str:

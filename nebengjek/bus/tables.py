@@ -14,17 +14,18 @@ outbox = Table(
     Column("headers", Text, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("module", String(64), nullable=False, server_default=""),
 )
-"""A row is an event that a committed transaction said; it goes when the event is safe."""
+"""A row is an event that a committed transaction said; it goes when the event is safe. ``module``: who says it."""
 
 outbox_lease = Table(
     "outbox_lease",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("module", String(64), primary_key=True),
     Column("holder", String(128), nullable=False),
     Column("until", Float, nullable=False),
 )
-"""One row: the pod that relays at present."""
+"""A row for each module: the pod that relays its events at present."""
 
 inbox = Table(
     "inbox",

@@ -2,7 +2,14 @@
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
-from nebengjek.contracts.location import CloseRide, LatestLocations, LocationUpdate
+from nebengjek.contracts.location import (
+    CloseRide,
+    LatestLocations,
+    LocationAggregate,
+    LocationRefused,
+    LocationStored,
+    LocationUpdate,
+)
 from nebengjek.contracts.rides import RideArrived, RideCancelled, RideCompleted, RidePickup, RideStarted
 from nebengjek.database import Database
 from nebengjek.location.journeys import Journeys
@@ -51,6 +58,7 @@ def location(
     return Module(
         name="location",
         routes=[admin_routes(database, admin_guard)] if admin_guard is not None else [],
+        says=[LocationStored, LocationRefused, LocationAggregate],
         hears=[
             on_batch(LocationUpdate, service.update),
             on(RidePickup, journeys.pickup),

@@ -5,9 +5,18 @@ from typing import Any
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
-from nebengjek.contracts.location import LocationUpdate
-from nebengjek.contracts.match import AcceptMatch, AcquaintanceOf, MatchesOf, RejectMatch
-from nebengjek.contracts.rides import RideCancelled, RideCompleted, RidePickup
+from nebengjek.contracts.location import LatestLocations, LocationUpdate
+from nebengjek.contracts.match import (
+    AcceptMatch,
+    AcquaintanceOf,
+    MatchAccepted,
+    MatchesOf,
+    MatchFound,
+    MatchRejected,
+    MatchUnavailable,
+    RejectMatch,
+)
+from nebengjek.contracts.rides import RideCancelled, RideCompleted, RideOfMatch, RidePickup
 from nebengjek.contracts.users import UserBeacon, UserFinder, UserPresence
 from nebengjek.database import Database
 from nebengjek.match.pool import Pool
@@ -30,6 +39,7 @@ def match(
     return Module(
         name="match",
         routes=[type("Match", (MatchController,), {"service": service})],
+        says=[MatchFound, MatchAccepted, MatchRejected, MatchUnavailable],
         hears=[
             on(UserBeacon, service.beacon, ordered_by="user_id"),
             on(UserFinder, service.finder, ordered_by="user_id"),
@@ -39,6 +49,7 @@ def match(
             on(RideCompleted, service.ended),
             on(RideCancelled, service.ended),
         ],
+        asks=[LatestLocations, RideOfMatch],
         answers=[
             answer(AcceptMatch, service.accept),
             answer(RejectMatch, service.reject),

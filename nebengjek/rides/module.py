@@ -2,9 +2,23 @@
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
-from nebengjek.contracts.location import LocationAggregate
+from nebengjek.contracts.location import CloseRide, LatestLocations, LocationAggregate
 from nebengjek.contracts.match import MatchAccepted
-from nebengjek.contracts.rides import ArriveRide, CancelRide, PayRide, RideOfMatch, RideOfUser, StartRide
+from nebengjek.contracts.rides import (
+    ArriveRide,
+    CancelRide,
+    PayRide,
+    RideArrived,
+    RideCancelled,
+    RideCompleted,
+    RideOfMatch,
+    RideOfUser,
+    RidePayment,
+    RidePickup,
+    RideProgress,
+    RideStarted,
+    StartRide,
+)
 from nebengjek.database import Database
 from nebengjek.module import Module, answer, every, on
 from nebengjek.rides.cashier import Cashier
@@ -54,7 +68,9 @@ def rides(
     return Module(
         name="rides",
         routes=served,
+        says=[RidePickup, RideStarted, RideProgress, RideArrived, RidePayment, RideCompleted, RideCancelled],
         hears=[on(MatchAccepted, service.open), on(LocationAggregate, meter.book, ordered_by="ride_id")],
+        asks=[LatestLocations, CloseRide],
         answers=[
             answer(StartRide, service.start),
             answer(ArriveRide, meter.arrive),

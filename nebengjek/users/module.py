@@ -3,18 +3,40 @@
 from typing import Any
 
 from nebengjek.bus.messaging import MessageBus
-from nebengjek.contracts.location import LocationRefused, LocationStored
-from nebengjek.contracts.match import MatchAccepted, MatchFound, MatchRejected, MatchUnavailable
+from nebengjek.contracts.location import LocationRefused, LocationStored, LocationUpdate
+from nebengjek.contracts.match import (
+    AcceptMatch,
+    AcquaintanceOf,
+    MatchAccepted,
+    MatchesOf,
+    MatchFound,
+    MatchRejected,
+    MatchUnavailable,
+    RejectMatch,
+)
 from nebengjek.contracts.rides import (
+    ArriveRide,
+    CancelRide,
+    PayRide,
     RideArrived,
     RideCancelled,
     RideCompleted,
+    RideOfUser,
     RidePayment,
     RidePickup,
     RideProgress,
     RideStarted,
+    StartRide,
 )
-from nebengjek.contracts.users import UserSessionEnded
+from nebengjek.contracts.users import (
+    UserBeacon,
+    UserCreated,
+    UserDriverRegistered,
+    UserFinder,
+    UserPresence,
+    UserSessionEnded,
+    UserUpdated,
+)
 from nebengjek.module import Module, every, on, on_batch, watch
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.users.accounts import Accounts
@@ -49,6 +71,16 @@ def users(
             type("Users", (UsersController,), {"accounts": accounts, "service": service}),
             socket.route(),
         ],
+        says=[
+            UserCreated,
+            UserUpdated,
+            UserDriverRegistered,
+            UserBeacon,
+            UserFinder,
+            UserPresence,
+            UserSessionEnded,
+            LocationUpdate,  # a phone's point comes in here
+        ],
         hears=[
             on_batch(LocationStored, phones.stored),
             on_batch(LocationRefused, phones.refused),
@@ -65,6 +97,17 @@ def users(
             on(RideCancelled, phones.ride_cancelled),
         ],
         watches=[watch(UserSessionEnded, session_ended)],
+        asks=[
+            MatchesOf,
+            AcquaintanceOf,
+            AcceptMatch,
+            RejectMatch,
+            RideOfUser,
+            StartRide,
+            ArriveRide,
+            PayRide,
+            CancelRide,
+        ],
         sweeps=[
             every(1.0, service.sweep_presence),
             every(1.0, service.close_expired),

@@ -22,7 +22,7 @@ from nebengjek.contracts.message import Event, InvalidSubject
 from nebengjek.database import Database
 from nebengjek.errors import Unavailable
 from nebengjek.module import Module, on
-from tests.bus.stage import Ear, Lost, News, Noted, Seen, Stage, Thing, within
+from tests.bus.stage import Counted, Ear, Lost, News, Noted, Seen, Stage, Thing, within
 from tests.servers import PostgresServer
 
 
@@ -280,7 +280,7 @@ async def test_two_processes_on_postgresql_neither_double_nor_reorder(
 async def test_the_lease_of_a_dead_relay_ends(stage: Stage) -> None:
     async with stage.database.begin() as tx:
         until = stage.clock.seconds() + LEASE_SECONDS
-        await tx.execute(insert(tables.outbox_lease).values(id=1, holder="dead", until=until))
+        await tx.execute(insert(tables.outbox_lease).values(module="", holder="dead", until=until))
     bus = await stage.process()
     await say(bus, stage, Noted(n=1))
     if bus.broker.durable:
@@ -371,3 +371,46 @@ async def test_the_outbox_is_asked_in_the_order_of_commits_not_of_ids(stage: Sta
     assert [event.n async for event in bus.replay(Noted)] == [1, 2]
     async with stage.database.read() as tx:
         assert (await tx.execute(select(func.count()).select_from(tables.outbox))).scalar() == 0
+
+
+async def test_a_modules_events_are_relayed_by_a_pod_that_runs_it(stage: Stage) -> None:
+    """Another may not be permitted to say them; where both run it, one does."""
+    seen = {"things": Seen(), "notes": Seen()}
+    says = {"things": [Counted], "notes": [Noted]}
+
+    def pod(running: str) -> MessageBus:
+        bus = stage.new_bus(pod_id=running, seen=seen[running])
+        for module, events in says.items():
+            bus.wire(module, [], [], [], says=events, running=module == running)
+        return bus
+
+    things, notes = pod("things"), pod("notes")
+    await things.start()
+    for n in range(5):
+        # Whoever writes the row.
+        await say(notes, stage, Counted(n=n), Noted(n=n))
+        await say(things, stage, Counted(thing_id="other", n=n))
+    await relayed(things)
+    assert await notes.outbox.size() == 5
+    assert seen["things"].counts["published THINGS"] == 10
+    assert seen["things"].counts["published AUDIT"] == 0
+    await notes.start()
+    await relayed(things, notes)
+    assert (seen["notes"].counts["published AUDIT"], seen["notes"].counts["published THINGS"]) == (5, 0)
+    assert [event.n async for event in notes.replay(Noted)] == list(range(5))
+
+
+async def test_rows_of_a_module_that_there_is_no_more_go_too(stage: Stage) -> None:
+    before = stage.new_bus()
+    before.wire("gone", [], [], [], says=[Noted], running=True)
+    await say(before, stage, Noted(n=1))
+    bus = await stage.process()
+    await relayed(bus)
+    assert [event.n async for event in bus.replay(Noted)] == [1]
+
+
+async def test_two_modules_cannot_say_one_event(memory_stage: Stage) -> None:
+    bus = memory_stage.new_bus()
+    bus.wire("one", [], [], [], says=[Noted])
+    with pytest.raises(ValueError, match=r"audit\.noted is said by one and two"):
+        bus.wire("two", [], [], [], says=[Noted])
