@@ -29,6 +29,8 @@ from nebengjek.settings import Settings, given, load, masked
 from nebengjek.workers import listen, serve_many
 
 MODULES = ("users", "location", "match", "rides")
+OPERATOR = "operator"
+"""In the place of modules: a process that runs none of them, only /admin, /health and /metrics."""
 
 
 class WrongSetting(click.ClickException):
@@ -78,7 +80,7 @@ EXAMPLES = "\n\n".join(f"[dim]{what + ':':<17}[/dim] [cyan]{line}[/cyan]" for wh
 @click.version_option(version("nebengjek"), prog_name="nebengjek")
 @click.command_panel("Ride", commands=["run", "demo", "simulate"])
 @click.command_panel("Look after a running server", commands=["streams", "consumers", "dead-letters", "pods"])
-@click.command_panel("Set up", commands=["settings", "db", "plugins", "asyncapi"])
+@click.command_panel("Set up", commands=["settings", "db", "plugins", "asyncapi", "nats-permissions"])
 def cli(settings: Path | None) -> None:
     """NebengJek: ride-hailing, one command on a laptop, many machines in a city.
 
@@ -101,7 +103,10 @@ for command in (streams, consumers, dead_letters, pods):
 @cli.command()
 @click.option("--host", help="Where to listen. Default: web.host, 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 = any free one. Default: web.port, 8000.")
-@click.option("--modules", help=f"Only these, separated by commas, of {', '.join(MODULES)}. Needs NATS_URL.")
+@click.option(
+    "--modules",
+    help=f"Only these, separated by commas, of {', '.join(MODULES)}; or {OPERATOR}: none. Needs NATS_URL.",
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on this port.")
 def run(host: str | None, port: int | None, modules: str | None, workers: int) -> None:
     """Start the server. SIGTERM or ^C drains it: no handler is cut off."""
@@ -117,7 +122,7 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
         _need_one_for_phones(chosen, workers)
         _need_servers(settings, f"--workers {workers}")
     if chosen is not None:
-        _need_servers(settings, f"--modules {','.join(chosen)}")
+        _need_servers(settings, f"--modules {','.join(chosen) or OPERATOR}")
     configure(level=settings.log.level, format=settings.log.format, audit=settings.log.audit)
     with ExitStack() as held:
         if (database := settings.database.file) is not None:
@@ -149,6 +154,8 @@ def _chosen_modules(text: str | None) -> list[str] | None:
     if text is None:
         return None
     chosen = [name.strip() for name in text.split(",") if name.strip()]
+    if chosen == [OPERATOR]:
+        return []
     unknown = sorted(set(chosen) - set(MODULES))
     if unknown or not chosen:
         raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(MODULES)}")
@@ -195,7 +202,7 @@ def _announce(settings: Settings, app: Any) -> None:
     _say_hello(settings, app.pod_id)
     for part, kind, where in app.parts():
         click.echo(f"  {part:<11} {click.style(f'{kind:<9}', fg='cyan' if kind == 'real' else 'green')} {where}")
-    click.echo(f"  {'modules':<11} {', '.join(module.name for module in app.running)}")
+    click.echo(f"  {'modules':<11} {', '.join(module.name for module in app.running) or 'none: /admin only'}")
 
 
 def _say_ready(url: str) -> None:
@@ -365,9 +372,31 @@ def asyncapi(write: Path | None, check: Path | None) -> None:
     from nebengjek.app import App
     from nebengjek.asyncapi import document, document_text
 
-    text = document_text(document(App(Settings()).modules))
+    _hand_out(document_text(document(App(Settings()).modules)), "asyncapi", write, check)
+
+
+@cli.command("nats-permissions")
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file.")
+@click.option("--check", type=click.Path(exists=True, path_type=Path, dir_okay=False), help="Exit 1 when it differs.")
+def nats_permissions(write: Path | None, check: Path | None) -> None:
+    """The users of a nats-server, one a module, each with its own subjects only; for its configuration file.
+
+    Passwords come from the server's environment: NATS_USERS_PASSWORD and so on, NATS_PASSWORD of the user that is all
+    modules at once, NATS_OPERATOR_PASSWORD.
+    """
+    from nebengjek.app import App
+    from nebengjek.permissions import authorization, users
+
+    wanted = _settings()
+    # Modules without their servers: nothing is connected to, and no file of a credential is needed.
+    bare = Settings(profile="test", plugins=wanted.plugins, plugin=wanted.plugin)
+    text = authorization(users(App(bare).modules, domain=wanted.nats.domain))
+    _hand_out(text, "nats-permissions", write, check)
+
+
+def _hand_out(text: str, command: str, write: Path | None, check: Path | None) -> None:
     if check is not None and check.read_text(encoding="utf-8") != text:
-        raise Failure(f"{check} is not what the code says: nebengjek asyncapi --write {check}")
+        raise Failure(f"{check} is not what the code says: nebengjek {command} --write {check}")
     if write is not None:
         write.write_text(text, encoding="utf-8")
     if write is None and check is None:

@@ -5,6 +5,7 @@ What these tests do not do is build the image or start the containers.
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,7 +50,9 @@ def interpolated(text: str, env: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         return env.get(match[1]) or match[2]
 
-    return re.sub(r"\$\{(\w+):-([^}]*)\}", value, text)
+    while (inner := re.sub(r"\$\{(\w+):-([^${}]*)\}", value, text)) != text:
+        text = inner
+    return text
 
 
 def environment(service: str, env: dict[str, str]) -> dict[str, str]:
@@ -216,7 +219,8 @@ def test_nats_server_takes_its_file_and_the_password(tmp_path: Path, password: s
     # The same file with what a container has to itself moved aside.
     text = text.replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("store_dir: /data", f"store_dir: {tmp_path}/data")
     (tmp_path / "nats.conf").write_text(text.replace("http: 127.0.0.1:8222\n", ""))
-    env = {**os.environ, "NATS_PASSWORD": environment("nats", {"NATS_PASSWORD": password})["NATS_PASSWORD"]}
+    shutil.copy(ROOT / "settings" / "nats-permissions.conf", tmp_path)
+    env = {**os.environ, **environment("nats", {"NATS_PASSWORD": password})}
     server = Path(sys.executable).parent / "nats-server"
     with subprocess.Popen([server, "-c", tmp_path / "nats.conf"], env=env, stderr=subprocess.DEVNULL) as running:
         try:

@@ -379,7 +379,7 @@ class JetStreamBroker(Broker, Link, Line):
             self._attached = client
             for listening in list(self._listening):
                 await listening.attach(client)
-            await client.flush()
+            await _flush(client)
         except nats_errors.Error as error:
             # It broke already. The client subscribes again when it is back, or is replaced by another.
             log.debug("nats.not_subscribed", error=f"{type(error).__name__}: {error}")
@@ -405,15 +405,15 @@ class JetStreamBroker(Broker, Link, Line):
         self._fail_outstanding()
 
     async def _on_error(self, error: Exception) -> None:
-        self._tried.set()
-        if self._client is not None:
-            self._client.options["reconnect_time_wait"] = self._pause()
         if isinstance(error, nats_errors.SlowConsumerError):
             log.error("nats.slow_consumer", subject=error.subject)
             return
         if (refused := violation(error)) is not None:
             self._refused(refused)
             return
+        self._tried.set()
+        if self._client is not None:
+            self._client.options["reconnect_time_wait"] = self._pause()
         if self._status is ConnectionStatus.UP:
             return
         # Once until it is back: a refused password or name must be seen, sixty tries a minute need not.
@@ -513,7 +513,7 @@ class JetStreamBroker(Broker, Link, Line):
         client = self._client
         if client is not None and client.is_connected:
             try:
-                await client.flush(timeout=CLOSE_PATIENCE)  # type: ignore[arg-type] # annotated int, any number works
+                await _flush(client, CLOSE_PATIENCE)
             except nats_errors.Error:
                 log.debug("nats.not_flushed")
         self._become(ConnectionStatus.CLOSED)
@@ -928,7 +928,7 @@ class JetStreamBroker(Broker, Link, Line):
         if self._status is ConnectionStatus.UP and self._attached is not None:
             # Subscribed means that the server knows it.
             try:
-                await self._attached.flush()
+                await _flush(self._attached)
             except nats_errors.Error as error:
                 log.debug("nats.not_flushed", error=f"{type(error).__name__}: {error}")
         if listening.refused is not None:
@@ -942,6 +942,13 @@ class JetStreamBroker(Broker, Link, Line):
         check_subject(subject)
         self._check_payload(check_headers(headers or _NO_HEADERS) + len(data))
         return _core_message(await self.ask(subject, data, headers, timeout))
+
+
+async def _flush(client: Client, timeout: float = 10.0) -> None:
+    """The server has taken what was sent, and we have heard what it did not permit of it."""
+    # nats-py sends the ping of a flush before what is still to be written: only the second one comes after it.
+    for _ in range(2):
+        await client.flush(timeout)  # type: ignore[arg-type] # annotated int, any number works
 
 
 def _core_message(message: Msg) -> CoreMessage:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import Codec
-from nebengjek.bus.interface import Broker, ConnectionStatus, Envelope, PubAck
+from nebengjek.bus.interface import Broker, ConnectionStatus, Envelope, NotPermitted, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
 from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock
@@ -102,7 +102,8 @@ class Outbox:
     async def add(self, tx: AsyncConnection, *events: Event, because: Event | None = None) -> None:
         """Say ``events`` when ``tx`` commits.
 
-        ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject.
+        ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject, and
+        NotPermitted for an event of a module that this pod does not run.
         """
         if not events:
             return
@@ -110,6 +111,9 @@ class Outbox:
         trace = self._trace_of(because) if because is not None else None
         rows = []
         for event in events:
+            module = self._said_by.get(type_of(event), "")
+            if module not in self._mine:
+                raise NotPermitted(f"{type_of(event)} is {module}' to say, which this pod does not run")
             envelope = self._codec.envelope(event, trace)
             headers = msgspec.json.encode(envelope.headers).decode()
             rows.append(
@@ -118,7 +122,7 @@ class Outbox:
                     "headers": headers,
                     "data": envelope.data,
                     "created_at": now,
-                    "module": self._said_by.get(type_of(event), ""),
+                    "module": module,
                 }
             )
         # One by itself takes a shorter way through SQLAlchemy than a list of one.
