@@ -17,7 +17,7 @@ import pytest
 import rich_click as click
 from litestar.routes import ASGIRoute, HTTPRoute
 
-from nebengjek import telemetry, web
+from nebengjek import permissions, telemetry, web
 from nebengjek.app import App
 from nebengjek.asyncapi import TOLD
 from nebengjek.bus import codec, dead_letters, messaging, tracing
@@ -125,6 +125,7 @@ ROUTES = {
     f"GET {route.path_format}" for route in APP.litestar.routes if isinstance(route, ASGIRoute) and route.path == "/ws"
 }
 STREAM_NAMES = {spec.name for spec in STREAMS}
+PASSWORDS = {user.password_variable for user in permissions.users(APP.modules)}
 TABLES = metadata.tables
 
 
@@ -444,7 +445,7 @@ def test_dotted_names_are_there(name: str) -> None:
 @pytest.mark.parametrize("name", DOCS)
 def test_words_in_capitals_are_there(name: str) -> None:
     plain = {"CAPITALS", "FILE", "OPEN", "PATH", "POST", "PATCH", "DELETE", "NEBENGJEK_SETTINGS", "NEBENGJEK_URL"}
-    known = CODES | STATES | STREAM_NAMES | {*REFERENCE_NAMES, *plain}
+    known = CODES | STATES | STREAM_NAMES | PASSWORDS | {*REFERENCE_NAMES, *plain}
     for word in words(_SQL.sub("", DOCS[name])):
         if re.fullmatch(r"[A-Z][A-Z_]{3,}", word) and not word.startswith("NEBENGJEK__"):
             assert word in known, word
