@@ -16,7 +16,7 @@ from nebengjek.bus.messaging import DEAD_LETTERS_QUEUE, MAX_DELIVERIES
 from nebengjek.bus.outbox import WAKE
 from nebengjek.contracts.message import rpc_subject, type_of
 from nebengjek.module import Module
-from nebengjek.pods import HEARTBEAT
+from nebengjek.pods import HEARTBEAT, PHONES
 from nebengjek.streams import STREAMS, durable_name, stream_of
 
 EVERYTHING = "nebengjek"
@@ -79,6 +79,9 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
             publish.append(f"$JS.ACK.*.*.{stream}.{consumer}.>")
     publish += [f"{type_of(event)}.*" for event in module.says]
     publish += [rpc_subject(query) for query in module.asks]
+    if module.name == PHONES:
+        # Before its start it asks whether another pod serves the phones.
+        publish.append(f"pod.{PHONES}.health")
     subscribe = [f"_INBOX.{module.name}.>", WAKE, HEARTBEAT, "pod.*.health"]
     subscribe += [f"{type_of(watching.event)}.*" for watching in module.watches]
     subscribe += [f"{rpc_subject(answering.query)} {module.name}" for answering in module.answers]
