@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from nebengjek.bus.dead_letters import STREAM as DEAD_LETTER_STREAM
+from nebengjek.bus import last_tries
+from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.interface import StreamSpec
-from nebengjek.bus.messaging import DEAD_LETTERS_QUEUE, MAX_DELIVERIES
 from nebengjek.bus.outbox import WAKE
 from nebengjek.contracts.message import rpc_subject, type_of
 from nebengjek.module import Module
@@ -64,19 +64,27 @@ def _unique(subjects: Iterable[str]) -> list[str]:
 
 def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[StreamSpec], api: Sequence[str]) -> User:
     own = _consumers(module, streams)
+    pulled = [*own, (last_tries.STREAM, last_tries.durable_of(module.name))] if own else []
     publish = [*_making(modules, streams, api), WAKE, HEARTBEAT]
     for root in api:
+        for stream, consumer in pulled:
+            publish += [f"{root}.CONSUMER.{verb}.{stream}.{consumer}" for verb in ("INFO", "MSG.NEXT")]
         for stream, consumer in own:
+            # What a dead process held on its last try becomes a dead letter, unless it is one: who looks reads those
+            # of the consumer, with a consumer that has a name of its own each time.
             publish += [
-                f"{root}.CONSUMER.INFO.{stream}.{consumer}",
-                f"{root}.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-                # What a dead process held on its last try becomes a dead letter.
                 f"{root}.STREAM.MSG.GET.{stream}",
+                f"{root}.CONSUMER.CREATE.{DEAD_LETTERS}.*.dead_letter.{stream}.{consumer}",
             ]
-    for stream, consumer in own:
-        publish += [f"$JS.ACK.{stream}.{consumer}.>", f"dead_letter.{stream}.{consumer}"]
+        if own:
+            publish += [f"{root}.CONSUMER.{verb}.{DEAD_LETTERS}.*" for verb in ("INFO", "DELETE")]
+    for stream, consumer in pulled:
+        publish.append(f"$JS.ACK.{stream}.{consumer}.>")
         if len(api) > 1:
             publish.append(f"$JS.ACK.*.*.{stream}.{consumer}.>")
+    publish += [f"dead_letter.{stream}.{consumer}" for stream, consumer in own]
+    if own:
+        publish.append(f"$JS.FC.{DEAD_LETTERS}.>")
     publish += [f"{type_of(event)}.*" for event in module.says]
     publish += [rpc_subject(query) for query in module.asks]
     if module.name == PHONES:
@@ -85,7 +93,6 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
     subscribe = [f"_INBOX.{module.name}.>", WAKE, HEARTBEAT, "pod.*.health"]
     subscribe += [f"{type_of(watching.event)}.*" for watching in module.watches]
     subscribe += [f"{rpc_subject(answering.query)} {module.name}" for answering in module.answers]
-    subscribe += [f"{MAX_DELIVERIES}.{stream}.{consumer} {DEAD_LETTERS_QUEUE}" for stream, consumer in own]
     return User(name=module.name, publish=_unique(publish), subscribe=_unique(subscribe))
 
 
@@ -98,7 +105,13 @@ def _making(modules: Sequence[Module], streams: Sequence[StreamSpec], api: Seque
             subjects += [f"{root}.STREAM.{verb}.{spec.name}" for verb in ("CREATE", "UPDATE", "INFO")]
             subjects.append(f"{root}.CONSUMER.LIST.{spec.name}")
         for module in modules:
-            subjects += [f"{root}.CONSUMER.CREATE.{stream}.{name}" for stream, name in _consumers(module, streams)]
+            own = _consumers(module, streams)
+            for hearing, (stream, name) in zip(module.hears, own, strict=True):
+                subjects.append(f"{root}.CONSUMER.CREATE.{stream}.{name}.{type_of(hearing.event)}.*")
+            if own:
+                filters = f".{last_tries.SUBJECT}.{own[0][0]}.{own[0][1]}" if len(own) == 1 else ""
+                name = last_tries.durable_of(module.name)
+                subjects.append(f"{root}.CONSUMER.CREATE.{last_tries.STREAM}.{name}{filters}")
     return subjects
 
 
@@ -113,7 +126,7 @@ def _operator(modules: Sequence[Module], streams: Sequence[StreamSpec], api: Seq
     publish += [WAKE, HEARTBEAT, "pod.*.health"]
     # A dead letter is replayed on the subject that it had.
     publish += [f"{type_of(event)}.*" for module in modules for event in module.says]
-    publish += [f"dead_letter.{spec.name}.*" for spec in streams if spec.name != DEAD_LETTER_STREAM]
+    publish += [f"dead_letter.{spec.name}.*" for spec in streams if spec.name not in (DEAD_LETTERS, last_tries.STREAM)]
     return User(name=OPERATOR, publish=_unique(publish), subscribe=[">"])
 
 

@@ -732,9 +732,12 @@ class JetStreamBroker(Broker, Link, Line):
         return next((info for info in await self.consumers(stream) if info.name == name), None)
 
     async def _put_consumer(self, stream: str, spec: ConsumerSpec, action: str) -> ConsumerInfo:
-        body = {"stream_name": stream, "config": consumer_config(spec), "action": action}
-        name = f".{spec.name}" if spec.name is not None else ""
-        return consumer_info(await self._call(f"CONSUMER.CREATE.{stream}{name}", body))
+        config = consumer_config(spec)
+        # Name and filter are said in the subject too, an ephemeral's as well: permissions can tell one from another.
+        name = config.setdefault("name", secrets.token_hex(6))
+        filters = f".{spec.filters[0]}" if len(spec.filters) == 1 else ""
+        body = {"stream_name": stream, "config": config, "action": action}
+        return consumer_info(await self._call(f"CONSUMER.CREATE.{stream}.{name}{filters}", body))
 
     async def consumer_info(self, stream: str, name: str) -> ConsumerInfo:
         return consumer_info(await self._call(f"CONSUMER.INFO.{check_name(stream)}.{check_name(name)}"))

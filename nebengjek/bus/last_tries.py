@@ -1,10 +1,11 @@
 """Dead letters of processes that died on a message's last try.
 
 Then nobody is left to say so but the server. Its word is an advisory, a core message: lost if no pod listens at that
-moment. So a small stream captures it, and a durable consumer makes the dead letter when a pod is there again.
+moment. So a small stream captures it, and a durable consumer of the module makes the dead letter when a pod that runs
+the module is there again: another may not be permitted to read and to end the module's messages.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import structlog
@@ -23,8 +24,7 @@ from nebengjek.bus.interface import (
 from nebengjek.errors import Unavailable
 
 STREAM = "ADVISORY_STREAM"
-SUBJECT = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"
-CONSUMER = ConsumerSpec(name="dead_letters", max_deliver=-1)
+SUBJECT = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 REASON = "process died on the last try"
 BATCH = 16
 AGAIN = 5.0
@@ -45,19 +45,30 @@ class _Exhausted(Struct):
 _decoder = msgspec.json.Decoder(_Exhausted)
 
 
+def durable_of(module: str) -> str:
+    """``dead_letters_match``"""
+    return f"dead_letters_{module}"
+
+
+def consumer_of(module: str, hears: Iterable[tuple[str, str]]) -> ConsumerSpec:
+    """Of the advisories for its consumers, (stream, name)."""
+    filters = tuple(f"{SUBJECT}.{stream}.{consumer}" for stream, consumer in hears)
+    return ConsumerSpec(name=durable_of(module), filters=filters, max_deliver=-1)
+
+
 class LastTries:
-    """``wanted``: is that consumer one of ours? ``ensure``: make the stream and its consumer again."""
+    """``ensure``: make the stream and its consumer ``spec`` again."""
 
     def __init__(
         self,
         broker: Broker,
         dead_letters: DeadLetters,
-        wanted: Callable[[str, str], bool],
-        ensure: Callable[[], Awaitable[None]],
+        spec: ConsumerSpec,
+        ensure: Callable[[ConsumerSpec], Awaitable[None]],
     ) -> None:
         self._broker = broker
         self._dead_letters = dead_letters
-        self._wanted = wanted
+        self._spec = spec
         self._ensure = ensure
 
     async def run(self) -> None:
@@ -70,8 +81,8 @@ class LastTries:
                 await self._broker.sleep(1.0)
 
     async def _listen(self) -> None:
-        assert CONSUMER.name is not None
-        source = await self._broker.consume(STREAM, CONSUMER.name, prefetch=2 * BATCH)
+        assert self._spec.name is not None
+        source = await self._broker.consume(STREAM, self._spec.name, prefetch=2 * BATCH)
         pause = 0.0
         try:
             while self._broker.status is not ConnectionStatus.CLOSED:
@@ -81,7 +92,7 @@ class LastTries:
                 if batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
                     pause = min(max(0.25, pause * 2), 5.0)
                     await self._broker.sleep(pause)
-                    await self._ensure()
+                    await self._ensure(self._spec)
                 elif batch.status in (PullStatus.COMPLETE, PullStatus.TIMEOUT):
                     pause = 0.0
                 else:
@@ -91,19 +102,18 @@ class LastTries:
 
     async def _handle(self, delivery: Delivery) -> None:
         exhausted = _decoder.decode(delivery.data)
-        if self._wanted(exhausted.stream, exhausted.consumer):
-            try:
-                await self._bury(exhausted)
-            except (BusError, Unavailable) as error:
-                log.error(
-                    "dead_letter.failed",
-                    consumer=exhausted.consumer,
-                    stream=exhausted.stream,
-                    seq=exhausted.stream_seq,
-                    error=str(error),
-                )
-                await delivery.nak(AGAIN)
-                return
+        try:
+            await self._bury(exhausted)
+        except (BusError, Unavailable) as error:
+            log.error(
+                "dead_letter.failed",
+                consumer=exhausted.consumer,
+                stream=exhausted.stream,
+                seq=exhausted.stream_seq,
+                error=str(error),
+            )
+            await delivery.nak(AGAIN)
+            return
         await delivery.ack()
 
     async def _bury(self, exhausted: _Exhausted) -> None:

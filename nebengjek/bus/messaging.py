@@ -185,9 +185,7 @@ class MessageBus:
         self.outbox = Outbox(broker, self._codec, self._send, begin, self._causes.trace, pod_id=pod_id, clock=clock)
         self.inbox = Inbox(clock)
         self.dead_letters = DeadLetters(broker, self._send, begin, self._observer, clock)
-        self._last_tries = LastTries(broker, self.dead_letters, self._is_wanted, self._ensure_last_tries)
-        if last_tries.STREAM in self._streams:
-            self._wanted[last_tries.STREAM, str(last_tries.CONSUMER.name)] = last_tries.CONSUMER
+        self._last_tries: list[LastTries] = []
 
     # -- wiring
 
@@ -207,6 +205,7 @@ class MessageBus:
         of one name, two modules that say one event, or no stream for an event.
         """
         self.outbox.says(module, map(type_of, says), running=running)
+        own: list[tuple[str, str]] = []
         for hearing in hears:
             stream = self._stream_of(hearing.event)
             name = f"{type_of(hearing.event).replace('.', '_')}_{module}"
@@ -222,8 +221,14 @@ class MessageBus:
                 max_ack_pending=hearing.max_ack_pending,
             )
             self._wanted[stream.name, name] = spec
+            own.append((stream.name, name))
             if running:
                 self._runners.append(self._runner(stream.name, name, spec, hearing))
+        if own and last_tries.STREAM in self._streams:
+            spec = last_tries.consumer_of(module, own)
+            self._wanted[last_tries.STREAM, last_tries.durable_of(module)] = spec
+            if running:
+                self._last_tries.append(LastTries(self.broker, self.dead_letters, spec, self._ensure_last_tries))
         if running:
             self._watches.extend(watches)
             for answering in answers:
@@ -316,8 +321,7 @@ class MessageBus:
             self._background.append(asyncio.create_task(runner.run(event), name=f"consumer {runner.consumer}"))
         await asyncio.gather(*(event.wait() for event in listening))
         self._background.append(asyncio.create_task(self.outbox.run(), name="outbox relay"))
-        if last_tries.STREAM in self._streams:
-            self._background.append(asyncio.create_task(self._last_tries.run(), name="last tries"))
+        self._background += [asyncio.create_task(one.run(), name="last tries") for one in self._last_tries]
 
     async def _ensure_all(self) -> None:
         await ensure_streams(self.broker, list(self._streams.values()), self._wanted)
@@ -336,12 +340,9 @@ class MessageBus:
         async with self._ensuring:
             await self.broker.ensure_stream(self._streams[name])
 
-    def _is_wanted(self, stream: str, consumer: str) -> bool:
-        return (stream, consumer) in self._wanted
-
-    async def _ensure_last_tries(self) -> None:
+    async def _ensure_last_tries(self, spec: ConsumerSpec) -> None:
         await self._ensure_stream(last_tries.STREAM)
-        await self._ensure_consumer(last_tries.STREAM, last_tries.CONSUMER)
+        await self._ensure_consumer(last_tries.STREAM, spec)
 
     async def _ensure_consumer(self, stream: str, spec: ConsumerSpec) -> None:
         try:

