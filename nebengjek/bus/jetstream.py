@@ -130,6 +130,7 @@ class _Client(Client):
     """nats-py's client, except that it says nothing of itself in the clear when TLS was wanted.
 
     nats-py encrypts when the server says so; whoever stands in between could say otherwise, and read the password.
+    And a flush is one: the server has taken what was sent before it, and we have heard what it said to that.
     """
 
     def __init__(self, *, tls_only: bool) -> None:
@@ -141,6 +142,12 @@ class _Client(Client):
             raise nats_errors.Error("the server offers no TLS")
         command: bytes = super()._connect_command()
         return command
+
+    async def flush(self, timeout: int = 10) -> None:
+        # nats-py writes the ping at once and what was sent before it later: only a second ping comes behind it. When a
+        # subscription drains, what the server sent until it took the UNSUB would be lost.
+        await super().flush(timeout)
+        await super().flush(timeout)
 
     def _is_web_socket(self) -> bool:
         server = self._current_server
@@ -379,7 +386,7 @@ class JetStreamBroker(Broker, Link, Line):
             self._attached = client
             for listening in list(self._listening):
                 await listening.attach(client)
-            await _flush(client)
+            await client.flush()
         except nats_errors.Error as error:
             # It broke already. The client subscribes again when it is back, or is replaced by another.
             log.debug("nats.not_subscribed", error=f"{type(error).__name__}: {error}")
@@ -513,7 +520,7 @@ class JetStreamBroker(Broker, Link, Line):
         client = self._client
         if client is not None and client.is_connected:
             try:
-                await _flush(client, CLOSE_PATIENCE)
+                await client.flush(timeout=CLOSE_PATIENCE)  # type: ignore[arg-type] # annotated int, any number works
             except nats_errors.Error:
                 log.debug("nats.not_flushed")
         self._become(ConnectionStatus.CLOSED)
@@ -931,7 +938,7 @@ class JetStreamBroker(Broker, Link, Line):
         if self._status is ConnectionStatus.UP and self._attached is not None:
             # Subscribed means that the server knows it.
             try:
-                await _flush(self._attached)
+                await self._attached.flush()
             except nats_errors.Error as error:
                 log.debug("nats.not_flushed", error=f"{type(error).__name__}: {error}")
         if listening.refused is not None:
@@ -945,13 +952,6 @@ class JetStreamBroker(Broker, Link, Line):
         check_subject(subject)
         self._check_payload(check_headers(headers or _NO_HEADERS) + len(data))
         return _core_message(await self.ask(subject, data, headers, timeout))
-
-
-async def _flush(client: Client, timeout: float = 10.0) -> None:
-    """The server has taken what was sent, and we have heard what it did not permit of it."""
-    # nats-py sends the ping of a flush before what is still to be written: only the second one comes after it.
-    for _ in range(2):
-        await client.flush(timeout)  # type: ignore[arg-type] # annotated int, any number works
 
 
 def _core_message(message: Msg) -> CoreMessage:
