@@ -37,11 +37,19 @@ class Backend:
         raise NotImplementedError
 
     @asynccontextmanager
-    async def world(self) -> AsyncIterator[World]:
-        """A running application on which others have been before: theirs is all over, but not forgotten."""
+    async def world(self, **values: Any) -> AsyncIterator[World]:
+        """A running application on which others have been before: theirs is all over, but not forgotten.
+
+        With ``values`` an application of its own, as ``own_world``.
+        """
+        if values:
+            async with self.own_world(**values) as world:
+                yield world
+            return
         if self._shared is None:
-            self._shared = self.own_world()
-            self._world = await self._shared.__aenter__()
+            shared = self.own_world()
+            self._world = await shared.__aenter__()
+            self._shared = shared
         try:
             yield self._world
             await self._world.night()
