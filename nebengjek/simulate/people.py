@@ -20,6 +20,8 @@ WAITING_PING_REAL = 5.0
 NEAR_ENOUGH_KM = 2.0
 """An empty car that was called to a waiting passenger need not come closer than this to be proposed to him."""
 STUCK_SECONDS = 180.0
+PENDING_SECONDS = 5.0
+PAYMENT_TRIES = 20
 """Real seconds without the state that must come next."""
 START_TRIES = 20
 DECLINED_SHARE = 0.1
@@ -228,12 +230,20 @@ class Passenger:
         if self.wish.declines_first:
             await self._try_to_pay(ride_id, amount, "test_decline")
             self.outcome.refused_payments += 1
-        await self._try_to_pay(ride_id, amount, "ewallet")
+        for _ in range(PAYMENT_TRIES):
+            status = await self._try_to_pay(ride_id, amount, "ewallet")
+            if status == "ACCEPTED":
+                return
+            # PENDING: the gateway is slow, the server goes on asking. REJECTED: the answer is of the try before,
+            # which had none when this one was made.
+            if status == "PENDING":
+                await self.phone.until(lambda: self.phone.is_over(ride_id), seconds=PENDING_SECONDS)
 
-    async def _try_to_pay(self, ride_id: str, amount: int | None, method: str) -> None:
+    async def _try_to_pay(self, ride_id: str, amount: int | None, method: str) -> str:
         payment = {"ride_id": ride_id, "amount": amount, "method": method}
         answer = await self.phone.command("ride.pay", payment, timeout=20)
         self.phone.note("ride.pay", ride_id, answer["status"])
+        return str(answer["status"])
 
 
 class Driver:
