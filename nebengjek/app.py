@@ -39,8 +39,9 @@ from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
-from nebengjek.realtime.mailbox import MemoryMailbox
+from nebengjek.realtime.mailbox import Mailbox, MemoryMailbox
 from nebengjek.realtime.presence import MemoryPresence
+from nebengjek.realtime.redis_mailbox import RedisMailbox
 from nebengjek.rides.fares import Tariff
 from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
@@ -113,7 +114,7 @@ class App:
         )
         self.database.on_commit(self.bus.outbox.committed)
         self.state = self._fast_state()
-        self.delivery = Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
+        self.delivery = Delivery(self._mailbox(), MemoryPresence(self.clock), self.clock)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
         self.modules = [*self._modules(), *self._plugins()]
@@ -150,6 +151,11 @@ class App:
         if self.redis is None:
             return MemoryFastState(self.clock)
         return RedisFastState(self.redis)
+
+    def _mailbox(self) -> Mailbox:
+        if self.redis is None:
+            return MemoryMailbox(self.clock)
+        return RedisMailbox(self.redis, self.clock)
 
     def _points(self) -> Points:
         if self.redis is None:

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from nebengjek.clock import Clock
-from nebengjek.realtime.mailbox import Mailbox
+from nebengjek.errors import Unavailable
+from nebengjek.realtime.mailbox import Forgotten, Frame, Mailbox
 from nebengjek.realtime.presence import Presence
 from nebengjek.tokens import Identity
 
@@ -23,6 +24,10 @@ MAX_ANSWERS = 1000
 
 SLOW_PHONE = 4408
 TOKEN_ENDED = 4401
+START_ANEW = 4409
+"""The mailbox does not hold any more what this phone has not seen: it connects again and gets a snapshot."""
+RING_AGAIN = 0.5
+"""Seconds until a mailbox that does not answer is asked again."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -35,9 +40,10 @@ def encode_frame(event: str, data: Any) -> bytes:
 class Connection:
     """One socket of one user on this pod. ``close_code`` is set when the server wants it closed."""
 
-    def __init__(self, connection_id: str, identity: Identity, mailbox: Mailbox, last_seq: int) -> None:
+    def __init__(self, connection_id: str, identity: Identity, mailbox: Mailbox, epoch: str, last_seq: int) -> None:
         self.id = connection_id
         self.identity = identity
+        self.epoch = epoch
         self.last_seq = last_seq
         self.close_code: int | None = None
         self._mailbox = mailbox
@@ -90,11 +96,21 @@ class Connection:
                 await send(self._answers.popleft().decode())
             if self._mail:
                 self._mail = False
-                for frame in await self._mailbox.after(self.user_id, self.last_seq):
+                for frame in await self._letters():
                     await send(frame.data.decode())
                     self.last_seq = frame.seq
             while self._newest:
                 await send(self._newest.pop(next(iter(self._newest))).decode())
+
+    async def _letters(self) -> list[Frame]:
+        """What the mailbox holds beyond what was sent; with the mailbox away nothing, and the bell rings again."""
+        try:
+            return await self._mailbox.after(self.user_id, self.last_seq, self.epoch)
+        except Unavailable:
+            asyncio.get_running_loop().call_later(RING_AGAIN, self.ring)
+        except Forgotten:
+            self.close(START_ANEW)
+        return []
 
 
 class Delivery:

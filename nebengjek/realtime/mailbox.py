@@ -7,9 +7,16 @@ from typing import NamedTuple
 
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import uuid7
+from nebengjek.errors import NebengJekError
 
 KEEP_SECONDS = 24 * 3600.0
 KEEP_FRAMES = 1000
+KEEP_IDS = 2 * KEEP_FRAMES
+"""Message ids that are remembered, also of frames that are trimmed: those must not come again."""
+
+
+class Forgotten(NebengJekError):
+    """The mailbox has lost its count, or no longer holds all that was asked for: only a new snapshot helps."""
 
 
 class Frame(NamedTuple):
@@ -27,16 +34,19 @@ class Head(NamedTuple):
 
 
 class Mailbox(ABC):
+    """Raises Unavailable("redis") where there is a server to miss."""
+
     @abstractmethod
     async def append(self, user_id: str, message_id: str, event: str, data: bytes) -> int:
         """Append a frame and give it its seq, in one step; the same message id again answers the seq it has."""
 
     @abstractmethod
-    async def head(self, user_id: str) -> Head: ...
+    async def head(self, user_id: str) -> Head:
+        """Where the mailbox stands; its epoch stays from here on, also while nothing is in it."""
 
     @abstractmethod
-    async def after(self, user_id: str, seq: int) -> list[Frame]:
-        """The frames beyond ``seq``, in order."""
+    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+        """The frames beyond ``seq``, in order and without a gap. Raises Forgotten."""
 
     @abstractmethod
     async def trim(self, user_id: str, seq: int) -> None:
@@ -48,7 +58,7 @@ class _Box:
 
     def __init__(self) -> None:
         self.last_seq = 0
-        self.frames: deque[tuple[Frame, str, float]] = deque()
+        self.frames: deque[tuple[Frame, float]] = deque()
         self.ids: dict[str, int] = {}
 
 
@@ -68,33 +78,34 @@ class MemoryMailbox(Mailbox):
         box.last_seq = seq = box.last_seq + 1
         frame = b'{"event":"%b","data":%b,"seq":%d}' % (event.encode(), data, seq)
         now = self._clock.seconds()
-        box.frames.append((Frame(seq, frame), message_id, now))
+        box.frames.append((Frame(seq, frame), now))
         box.ids[message_id] = seq
-        while len(box.frames) > KEEP_FRAMES or box.frames[0][2] < now - KEEP_SECONDS:
-            _, forgotten, _ = box.frames.popleft()
-            box.ids.pop(forgotten, None)
+        while len(box.frames) > KEEP_FRAMES or box.frames[0][1] < now - KEEP_SECONDS:
+            box.frames.popleft()
+        while len(box.ids) > KEEP_IDS:
+            del box.ids[next(iter(box.ids))]
         return seq
 
     async def head(self, user_id: str) -> Head:
         box = self._boxes.get(user_id)
         if box is None:
             return Head(self._epoch, 0, 1)
-        return Head(self._epoch, box.last_seq, box.frames[0][0].seq if box.frames else box.last_seq + 1)
+        return Head(self._epoch, box.last_seq, box.last_seq + 1 - len(box.frames))
 
-    async def after(self, user_id: str, seq: int) -> list[Frame]:
+    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+        if epoch != self._epoch:
+            raise Forgotten(f"the mailbox has begun anew since {epoch}")
         box = self._boxes.get(user_id)
         if box is None or box.last_seq <= seq:
             return []
         # They are numbered without gaps: so many from the end.
-        newest = [frame for frame, _, _ in islice(reversed(box.frames), box.last_seq - seq)]
+        newest = [frame for frame, _ in islice(reversed(box.frames), box.last_seq - seq)]
+        if len(newest) < box.last_seq - seq:
+            raise Forgotten(f"what follows {seq} is not kept any more")
         newest.reverse()
         return newest
 
     async def trim(self, user_id: str, seq: int) -> None:
-        # The ids stay until they age out with newer frames: a trimmed frame must not come again.
         box = self._boxes.get(user_id)
         while box is not None and box.frames and box.frames[0][0].seq <= seq:
             box.frames.popleft()
-        if box is not None and len(box.ids) > 2 * KEEP_FRAMES:
-            keep = list(box.ids.items())[-KEEP_FRAMES:]
-            box.ids = dict(keep)

@@ -149,7 +149,7 @@ class PhoneSocket:
         knows = epoch == head.epoch and last_seq is not None and head.first - 1 <= last_seq <= head.last_seq
         replay = "none" if asked is None else "complete" if knows else "reset"
         start = last_seq if knows and last_seq is not None else head.last_seq
-        connection = Connection(uuid7(), identity, self.delivery.mailbox, start)
+        connection = Connection(uuid7(), identity, self.delivery.mailbox, head.epoch, start)
         phone = Phone(self, socket, receive, send, connection)
         await self.delivery.attach(connection)
         try:

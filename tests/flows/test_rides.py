@@ -22,8 +22,9 @@ async def test_only_the_driver_starts_and_only_where_the_passenger_is(backend: B
         await driver.point(moved(MONAS, 50))
         assert (await driver.say("ride.start", ride))["status"] == "ONGOING"
         assert (await driver.say("ride.start", ride))["status"] == "ONGOING"
-        await passenger.expect("ride.started", ride_id=ride_id)
-        assert driver.count("ride.started") == 1
+        for party in (passenger, driver):
+            await party.expect("ride.started", ride_id=ride_id)
+            assert party.count("ride.started") == 1
 
 
 async def test_arrival_is_the_drivers_and_counts_once(backend: Backend) -> None:
