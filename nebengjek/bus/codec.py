@@ -16,6 +16,8 @@ E = TypeVar("E", bound=Event)
 
 EVENT_TYPE = "Event-Type"
 EVENT_VERSION = "Event-Version"
+VERSION = "1"
+"""What we say and understand; fields are only ever added inside one."""
 OCCURRED_AT = "Occurred-At"
 PRODUCER = "Producer"
 ORIGINAL_ID = "Original-Id"
@@ -71,7 +73,7 @@ class Codec:
         headers = {
             MSG_ID: name,
             EVENT_TYPE: event_type,
-            EVENT_VERSION: "1",
+            EVENT_VERSION: VERSION,
             CORRELATION_ID: correlation_id,
             OCCURRED_AT: self._moment(),
             PRODUCER: self._producer,
@@ -95,7 +97,9 @@ class Codec:
         event_type = type_of(event)
         names = (MSG_ID, EVENT_TYPE, EVENT_VERSION, CORRELATION_ID, OCCURRED_AT, PRODUCER, TRACEPARENT)
         moment = len("2026-01-01T00:00:00.000+00:00")
-        fixed = 12 + sum(len(name) + 4 for name in names) + len("1") + moment + len(self._producer) + len(event_type)
+        fixed = (
+            12 + sum(len(name) + 4 for name in names) + len(VERSION) + moment + len(self._producer) + len(event_type)
+        )
         kind = self._kinds[type(event)] = _Kind(
             event_type, event.key, event.number, fixed, event.sensitive and self._payloads.seals
         )
@@ -125,6 +129,9 @@ class Codec:
     def decode(self, message: Received, kind: type[E]) -> E:
         """Raises Undecodable."""
         data = message.data
+        if (version := message.headers.get(EVENT_VERSION, VERSION)) != VERSION:
+            # Another version means that its fields mean something else. A dead letter waits for whoever knows it.
+            raise Undecodable(f"version {version[:20]} of the event, of which only {VERSION} is known here")
         if CONTENT_ENCODING in message.headers:
             try:
                 data = self._payloads.unwrap(data, message.subject, message.headers[CONTENT_ENCODING])

@@ -22,9 +22,12 @@ from nebengjek.bus.interface import (
     Broker,
     Envelope,
     Headers,
+    InvalidHeader,
     PubAck,
     StoredMessage,
+    check_headers,
     header_block_size,
+    header_text,
 )
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tables import dead_letters
@@ -90,8 +93,8 @@ class DeadLetters:
 
         A body that leaves no room for the cause is cut to what the server takes.
         """
-        headers = dict(message.headers)
-        headers[ORIGINAL_ID] = original_id(message.headers, message.stream, message.seq)
+        headers = _sendable(message.headers)
+        headers[ORIGINAL_ID] = original_id(headers, message.stream, message.seq)
         headers.pop(ONLY_FOR, None)
         headers |= {
             MSG_ID: self._id_of(message, consumer),
@@ -101,7 +104,7 @@ class DeadLetters:
             _CONSUMER: consumer,
             _DELIVERIES: str(deliveries),
             _REASON: reason,
-            _ERROR: " ".join(error.split())[:500].rstrip(),
+            _ERROR: header_text(error),
         }
         room = MAX_PAYLOAD - header_block_size(headers) - 32
         if len(message.data) > room:
@@ -189,6 +192,17 @@ class DeadLetters:
             async with self._begin() as tx:
                 await tx.execute(delete(dead_letters).where(dead_letters.c.message_id == message.headers[MSG_ID]))
         await self._broker.delete_message(STREAM, message.seq)
+
+
+def _sendable(headers: Headers) -> dict[str, str]:
+    """Without those that somebody published and we may not: they must not keep their message from being buried."""
+    found = dict(headers)
+    for key, value in headers.items():
+        try:
+            check_headers({key: value})
+        except InvalidHeader:
+            del found[key]
+    return found
 
 
 def _shown(message: StoredMessage) -> DeadLetter:

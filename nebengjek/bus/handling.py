@@ -1,12 +1,15 @@
 """What a handler is told and what it may say: values shared by modules and the bus."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from nebengjek.bus.interface import BusError
 from nebengjek.contracts.message import Event, Query
+
+T = TypeVar("T")
 
 Handler = Callable[..., Awaitable[None]]
 """``async def handler(event)`` or ``handler(event, context)``. Return = ack, raise = again with backoff."""
@@ -21,6 +24,26 @@ class Retry(BusError):
     def __init__(self, after: float) -> None:
         super().__init__(f"again in {after} s")
         self.after = after
+
+
+class Crashed(BusError):
+    """A handler raised what is no Exception (SystemExit, a CancelledError of its own); a message may not end us."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}".rstrip(": "))
+
+
+async def contained(work: Awaitable[T]) -> T:
+    """What ``work`` returns. Raises Crashed where it raised what would end its task, or the process, unseen."""
+    try:
+        return await work
+    except (Exception, GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise Crashed(error) from error
 
 
 class Reject(BusError):

@@ -801,7 +801,10 @@ def check_headers(headers: Headers) -> int:
             _check_header_key(key)
         if value != value.strip() or "\r" in value or "\n" in value:
             raise InvalidHeader(f"the value of {key} has a line break, or white space at an end")
-        size += len(key) + (len(value) if value.isascii() else len(value.encode())) + 4
+        try:
+            size += len(key) + (len(value) if value.isascii() else len(value.encode())) + 4
+        except UnicodeEncodeError as error:
+            raise InvalidHeader(f"the value of {key} is no text") from error
     return size
 
 
@@ -810,6 +813,11 @@ def _check_header_key(key: str) -> None:
         raise InvalidHeader(f"{key[:64]!r} cannot be a header")
     if len(_good_keys) < 256:
         _good_keys.add(key)
+
+
+def header_text(text: str) -> str:
+    """``text`` as a header's value may be: one line of at most 500 characters that can be encoded."""
+    return " ".join(text.encode(errors="backslashreplace").decode().split())[:500].rstrip()
 
 
 def header_block_size(headers: Headers) -> int:

@@ -1,8 +1,9 @@
-"""The broker on a nats-server with JetStream: the only file that knows nats-py, and only its core and the JSON API.
+"""The broker on a nats-server with JetStream: nats-py's core and the JSON API.
 
 nats-py's own JetStream layer is not used: its fetch misses messages over a restart and takes a deleted consumer for a
 timeout. Connecting, requests, publishing and core messages are here, over 300 lines because they share one connection
-and one inbox; pulling is in jetstream_pull.py, JSON in jetstream_wire.py.
+and one inbox; pulling is in jetstream_pull.py, JSON in
+jetstream_wire.py, nats-py's client in jetstream_client.py.
 """
 
 import asyncio
@@ -69,6 +70,7 @@ from nebengjek.bus.jetstream_access import (
     violation,
     wants_tls,
 )
+from nebengjek.bus.jetstream_client import ReadingClient
 from nebengjek.bus.jetstream_pull import JetStreamConsumption, Link, Pull, Received
 from nebengjek.bus.jetstream_wire import (
     Json,
@@ -124,34 +126,6 @@ class NatsOptions(Protocol):
     def domain(self) -> str | None: ...
     @property
     def inbox_prefix(self) -> str | None: ...
-
-
-class _Client(Client):
-    """nats-py's client, except that it says nothing of itself in the clear when TLS was wanted.
-
-    nats-py encrypts when the server says so; whoever stands in between could say otherwise, and read the password.
-    And a flush is one: the server has taken what was sent before it, and we have heard what it said to that.
-    """
-
-    def __init__(self, *, tls_only: bool) -> None:
-        super().__init__()
-        self._tls_only = tls_only
-
-    def _connect_command(self) -> bytes:
-        if self._tls_only and not self._server_info.get("tls_required") and not self._is_web_socket():
-            raise nats_errors.Error("the server offers no TLS")
-        command: bytes = super()._connect_command()
-        return command
-
-    async def flush(self, timeout: int = 10) -> None:
-        # nats-py writes the ping at once and what was sent before it later: only a second ping comes behind it. When a
-        # subscription drains, what the server sent until it took the UNSUB would be lost.
-        await super().flush(timeout)
-        await super().flush(timeout)
-
-    def _is_web_socket(self) -> bool:
-        server = self._current_server
-        return server is not None and server.uri.scheme in ("ws", "wss")
 
 
 class _Refusal(Struct):
@@ -343,7 +317,7 @@ class JetStreamBroker(Broker, Link, Line):
     async def _keep_connected(self) -> None:
         while True:
             self._count_traffic()
-            client = self._client = _Client(tls_only=self._tls_only)
+            client = self._client = ReadingClient(tls_only=self._tls_only)
             closed = asyncio.Event()
 
             async def on_closed(closed: asyncio.Event = closed) -> None:

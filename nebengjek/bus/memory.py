@@ -543,10 +543,7 @@ class MemoryBroker(Broker, Line):
     async def core_publish(
         self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str | None = None
     ) -> None:
-        check_subject(subject)
-        size = check_headers(headers or _NO_HEADERS) + len(data)
-        if size > MAX_PAYLOAD:
-            raise MaxPayload(f"{size} bytes are more than {MAX_PAYLOAD}")
+        _check_message(subject, data, headers)
         self._check_up().publish_core(subject, data, dict(headers or _NO_HEADERS), reply)
 
     async def subscribe(self, subject: str, handler: CoreHandler, *, queue: str | None = None) -> Subscription:
@@ -559,8 +556,7 @@ class MemoryBroker(Broker, Line):
     async def request(
         self, subject: str, data: bytes, headers: Headers | None = None, *, timeout: float
     ) -> CoreMessage:
-        check_subject(subject)
-        check_headers(headers or _NO_HEADERS)
+        _check_message(subject, data, headers)
         server = self._check_up()
         inbox = server.new_inbox()
         answer: asyncio.Future[CoreMessage] = asyncio.get_running_loop().create_future()
@@ -584,3 +580,10 @@ class MemoryBroker(Broker, Line):
             timer.cancel()
             del server.core.inboxes[inbox]
             del self._requests[inbox]
+
+
+def _check_message(subject: str, data: bytes, headers: Headers | None) -> None:
+    check_subject(subject)
+    size = check_headers(headers or _NO_HEADERS) + len(data)
+    if size > MAX_PAYLOAD:
+        raise MaxPayload(f"{size} bytes are more than {MAX_PAYLOAD}")

@@ -23,7 +23,7 @@ from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.gathering import Gatherer
-from nebengjek.bus.handling import Answering, Hearing, Watching
+from nebengjek.bus.handling import Answering, Hearing, Watching, contained
 from nebengjek.bus.inbox import Inbox
 from nebengjek.bus.interface import (
     ApiError,
@@ -44,6 +44,7 @@ from nebengjek.bus.interface import (
     Retention,
     StreamSpec,
     Subscription,
+    header_text,
     subject_matches,
 )
 from nebengjek.bus.last_tries import LastTries
@@ -565,7 +566,7 @@ class MessageBus:
         data = b""
         try:
             query = self._codec.decode_any(message.data, answering.query)
-            data = self._codec.encode(await answering.handler(query))
+            data = self._codec.encode(await contained(answering.handler(query)))
         except Undecodable as error:
             headers = _error_headers(*describe(Invalid(str(error))))
         except (Rejected, Unavailable) as error:
@@ -600,7 +601,7 @@ class MessageBus:
     async def _watched(self, watching: Watching, event: Event, headers: Mapping[str, str]) -> None:
         token = enter(from_headers(headers, uuid7()))
         try:
-            await watching.handler(event)
+            await contained(watching.handler(event))
         except Exception as error:
             log.error("watch.failed", event_type=type_of(event), exc_info=error)
         finally:
@@ -711,4 +712,4 @@ async def _answer_of(outcome: Outcome) -> PubAck:
 
 
 def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:
-    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: " ".join(text.split())[:500].rstrip()}
+    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: header_text(text)}

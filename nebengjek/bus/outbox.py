@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import Codec
-from nebengjek.bus.interface import Broker, ConnectionStatus, Envelope, NotPermitted, PubAck
+from nebengjek.bus.interface import MAX_PAYLOAD, Broker, ConnectionStatus, Envelope, MaxPayload, NotPermitted, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
 from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock
@@ -102,8 +102,8 @@ class Outbox:
     async def add(self, tx: AsyncConnection, *events: Event, because: Event | None = None) -> None:
         """Say ``events`` when ``tx`` commits.
 
-        ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject, and
-        NotPermitted for an event of a module that this pod does not run.
+        ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject,
+        MaxPayload, and NotPermitted for an event of a module that this pod does not run.
         """
         if not events:
             return
@@ -115,6 +115,8 @@ class Outbox:
             if module not in self._mine:
                 raise NotPermitted(f"{type_of(event)} is {module}' to say, which this pod does not run")
             envelope = self._codec.envelope(event, trace)
+            if envelope.header_bytes + len(envelope.data) > MAX_PAYLOAD:
+                raise MaxPayload(f"{type_of(event)} has more than {MAX_PAYLOAD} bytes")
             headers = msgspec.json.encode(envelope.headers).decode()
             rows.append(
                 {
@@ -311,9 +313,12 @@ class Outbox:
     async def _lease(self, tx: AsyncConnection) -> frozenset[str]:
         """The modules whose rows are ours to relay now."""
         now = self._clock.seconds()
-        if now < self._lease_until - LEASE_SECONDS / 2 and self._mine <= self._leases:
+        # What ends too far ahead was taken before a clock went back: to wait for it would be to be deaf for as long.
+        left = self._lease_until - now
+        if LEASE_SECONDS / 2 < left <= LEASE_SECONDS and self._mine <= self._leases:
             return self._leases
-        free = or_(outbox_lease.c.holder == self._pod_id, outbox_lease.c.until < now)
+        until = outbox_lease.c.until
+        free = or_(outbox_lease.c.holder == self._pod_id, until < now, until > now + 2 * LEASE_SECONDS)
         mine = outbox_lease.c.module.in_(sorted(self._mine))
         taken = await tx.execute(
             update(outbox_lease)

@@ -18,7 +18,7 @@ from msgspec import structs
 from nebengjek.bus.breaker import Breaker, BreakerState, first_of
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable, original_id
 from nebengjek.bus.dead_letters import DeadLetters
-from nebengjek.bus.handling import Context, Hearing, Reject, Retry
+from nebengjek.bus.handling import Context, Crashed, Hearing, Reject, Retry
 from nebengjek.bus.interface import (
     ApiError,
     Broker,
@@ -373,10 +373,14 @@ class Runner:
             self._watch = loop.call_at(due, self._overdue)
         try:
             return await self._hearing.handler(*given)
-        except asyncio.CancelledError:
-            if task not in self._due and task.uncancel() == 0:
-                raise TimeoutError from None
+        except (Exception, GeneratorExit, KeyboardInterrupt):
             raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                if task not in self._due and task.uncancel() == 0:
+                    raise TimeoutError from None
+                raise
+            raise Crashed(error) from error
         finally:
             self._due.pop(task, None)
 

@@ -78,4 +78,10 @@ def from_headers(headers: Mapping[str, str], message_id: str) -> Trace:
     # Whether the digits are digits was looked at where the trace came in; this runs for each message.
     if traceparent is None or len(traceparent) != TRACEPARENT_LENGTH or traceparent[2] != "-":
         traceparent = new_trace().traceparent
-    return Trace(headers.get(CORRELATION_ID) or message_id, traceparent, message_id, headers.get(TRACESTATE))
+    correlation_id = headers.get(CORRELATION_ID) or message_id
+    tracestate = headers.get(TRACESTATE)
+    said = f"{correlation_id}{traceparent}{message_id}{tracestate or ''}"
+    if not (said.isascii() and said.isprintable()):
+        # Somebody else's message: a line break in it would become a header of ours.
+        return new_trace()
+    return Trace(correlation_id, traceparent, message_id, tracestate)

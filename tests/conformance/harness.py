@@ -140,7 +140,7 @@ class NatsHarness(Harness):
         super().__init__()
         self._server = server
         self._stopped = False
-        self._account = server.fresh_account()
+        self.account = server.fresh_account()
         self._relay = Relay(server.port)
 
     async def __aenter__(self) -> Harness:
@@ -155,14 +155,14 @@ class NatsHarness(Harness):
         if self._stopped:
             await asyncio.to_thread(self._server.start)
         # What streams reserve of the server's memory and disk is given back.
-        sweeper = JetStreamBroker(self._account, name="sweeper")
+        sweeper = JetStreamBroker(self.account, name="sweeper")
         await sweeper.connect()
         for info in await sweeper.streams():
             await sweeper.delete_stream(info.spec.name)
         await sweeper.close()
 
     def _make(self) -> Broker:
-        url = self._account.replace(str(self._server.port), str(self._relay.port))
+        url = self.account.replace(str(self._server.port), str(self._relay.port))
         return JetStreamBroker(url, name="conformance", reconnect_wait=0.05, connect_timeout=1.0)
 
     async def advance(self, seconds: float) -> None:

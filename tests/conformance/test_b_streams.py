@@ -345,4 +345,6 @@ async def test_b18_a_payload_beyond_the_limit(harness: Harness) -> None:
         broker.submit("s.a", b"x" * (MAX_PAYLOAD - 10), {"k": "v"})
     with pytest.raises(MaxPayload):
         await broker.core_publish("s.a", b"x" * (MAX_PAYLOAD + 1))
+    with pytest.raises(MaxPayload):
+        await broker.request("s.a", b"x" * (MAX_PAYLOAD + 1), timeout=1)
     assert await submit(broker, "s.a", b"x" * MAX_PAYLOAD) == PubAck("S", 1)

@@ -1,0 +1,71 @@
+"""nats-py's client, with what it gets wrong put right: a connection that is up is read from, whatever comes in."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+log = structlog.stdlib.get_logger("nebengjek.bus")
+
+
+class ReadingClient(Client):
+    """nats-py's client, except for the following.
+
+    It says nothing of itself in the clear when TLS was wanted: nats-py encrypts when the server says so; whoever
+    stands in between could say otherwise, and read the password.
+
+    A flush is one: the server has taken what was sent before it, and we have heard what it said to that.
+
+    It does not become deaf: nats-py's reader ends with the first exception, and nobody reads any more from a
+    connection that is up. What others may publish (a subject that is no UTF-8, a header block that is none) is read
+    as well as it can be, a PONG for a flush that was given up is nothing, and after any other exception the
+    connection is made again.
+    """
+
+    def __init__(self, *, tls_only: bool) -> None:
+        super().__init__()
+        self._tls_only = tls_only
+
+    def _connect_command(self) -> bytes:
+        if self._tls_only and not self._server_info.get("tls_required") and not self._is_web_socket():
+            raise nats_errors.Error("the server offers no TLS")
+        command: bytes = super()._connect_command()
+        return command
+
+    async def flush(self, timeout: int = 10) -> None:
+        # nats-py writes the ping at once and what was sent before it later: only a second ping comes behind it. When a
+        # subscription drains, what the server sent until it took the UNSUB would be lost.
+        await super().flush(timeout)
+        await super().flush(timeout)
+
+    def _is_web_socket(self) -> bool:
+        server = self._current_server
+        return server is not None and server.uri.scheme in ("ws", "wss")
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        task = asyncio.current_task()
+        if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
+            log.error("nats.not_read", error="the reader ended; the connection is made again")
+            await self._process_op_err(nats_errors.ProtocolError())
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):
+            return None
+        return found
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        if not subject.isascii():
+            subject = subject.decode(errors="replace").encode()
+        return super()._build_message(sid, subject, reply, data, headers)
