@@ -355,7 +355,25 @@ class MessageBus:
             log.info("consumer.kept", stream=stream, consumer=spec.name)
 
     async def drain(self, timeout: float = 30.0) -> DrainReport:
-        """Stop pulling, wait for handlers, relay what is in the outbox, flush, close. What is not done comes again."""
+        """Stop pulling, wait for handlers, relay what is in the outbox, flush, close. What is not done comes again.
+
+        Cancelled, it leaves nothing running either.
+        """
+        try:
+            return await self._drain(timeout)
+        except asyncio.CancelledError:
+            await self._cut_off()
+            raise
+
+    async def _cut_off(self) -> None:
+        await asyncio.gather(*(runner.abandon() for runner in self._runners))
+        left = [task for task in (*self._tasks, *self._background) if not task.done()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self.broker.close()
+
+    async def _drain(self, timeout: float) -> DrainReport:
         self._draining = True
         started = sum(runner.running for runner in self._runners)
         for runner in self._runners:

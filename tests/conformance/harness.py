@@ -133,8 +133,10 @@ class MemoryHarness(Harness):
 class NatsHarness(Harness):
     """Connections go through a relay of our own, which can break them.
 
-    Each harness has an account of the server for itself.
+    Each harness has an account of the server for itself. ``reconnect_wait``: of the connections that are made next.
     """
+
+    reconnect_wait = 0.05
 
     def __init__(self, server: NatsServer) -> None:
         super().__init__()
@@ -163,7 +165,7 @@ class NatsHarness(Harness):
 
     def _make(self) -> Broker:
         url = self.account.replace(str(self._server.port), str(self._relay.port))
-        return JetStreamBroker(url, name="conformance", reconnect_wait=0.05, connect_timeout=1.0)
+        return JetStreamBroker(url, name="conformance", reconnect_wait=self.reconnect_wait, connect_timeout=1.0)
 
     async def advance(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
