@@ -1,24 +1,28 @@
 """Frames to phones: what must not be missed goes through the mailbox, the rest is conflated.
 
-The mailbox is the truth, a connection's bell only says that it holds more. Each connection has one sender, which
-sends answers first, then what the mailbox holds beyond its last seq, then the newest of each kind that may be missed.
+The mailbox is the truth, a connection's bell only says that it holds more. A connection sends answers first, then what
+the mailbox holds beyond its last seq, then the newest of each kind that may be missed; one at a time, and what a phone
+does not take waits with it alone.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import msgspec
+import structlog
 
 from nebengjek.clock import Clock
 from nebengjek.errors import Unavailable
+from nebengjek.realtime.eager import begin
 from nebengjek.realtime.mailbox import Forgotten, Frame, Mailbox
 from nebengjek.realtime.presence import Presence
 from nebengjek.tokens import Identity
 
-Send = Callable[[str], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 MAX_ANSWERS = 1000
 """Answers that wait for a phone that does not read; one more and the connection is closed (4408)."""
 
@@ -28,6 +32,9 @@ START_ANEW = 4409
 """The mailbox does not hold any more what this phone has not seen: it connects again and gets a snapshot."""
 RING_AGAIN = 0.5
 """Seconds until a mailbox that does not answer is asked again."""
+TRY_AGAIN = 1013
+
+log = structlog.stdlib.get_logger("nebengjek.realtime")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -38,24 +45,37 @@ def encode_frame(event: str, data: Any) -> bytes:
 
 
 class Connection:
-    """One socket of one user on this pod. ``close_code`` is set when the server wants it closed."""
+    """One socket of one user on this pod. ``close_code`` is set when the server wants it closed.
 
-    def __init__(self, connection_id: str, identity: Identity, mailbox: Mailbox, epoch: str, last_seq: int) -> None:
+
+    Nothing is sent before ``open``. ``send`` is ASGI's.
+    """
+
+    def __init__(
+        self, connection_id: str, identity: Identity, mailbox: Mailbox, epoch: str, last_seq: int, send: Send
+    ) -> None:
         self.id = connection_id
         self.identity = identity
         self.epoch = epoch
         self.last_seq = last_seq
         self.close_code: int | None = None
         self._mailbox = mailbox
+        self._send = send
         self._answers: deque[bytes] = deque()
         self._newest: dict[str, bytes] = {}
         self._mail = False
-        self._bell: asyncio.Future[None] | None = None
-        """Set while the sender has nothing to do: what wakes it."""
+        self._busy = True
+        """Not open, or something is being sent: whoever sends sees what is new."""
+        self._sending: asyncio.Task[None] | None = None
 
     @property
     def user_id(self) -> str:
         return self.identity.user_id
+
+    def open(self) -> None:
+        """From now on what there is is sent."""
+        self._busy = False
+        self._wake()
 
     def answer(self, frame: bytes) -> None:
         """Send ``frame``, in order, as soon as the phone takes it."""
@@ -74,33 +94,53 @@ class Connection:
         self._mail = True
         self._wake()
 
-    def _wake(self) -> None:
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
-
     def close(self, code: int) -> None:
-        """Ask the socket's owner to close it."""
+        """Send what there is, and close the socket."""
         if self.close_code is None:
             self.close_code = code
         self._wake()
 
-    async def send_all(self, send: Send) -> None:
-        """Send what comes until the connection is to be closed."""
-        loop = asyncio.get_running_loop()
-        while self.close_code is None:
-            if not self._answers and not self._mail and not self._newest:
-                self._bell = loop.create_future()
-                await self._bell
-                self._bell = None
-            while self._answers:
-                await send(self._answers.popleft().decode())
-            if self._mail:
-                self._mail = False
-                for frame in await self._letters():
-                    await send(frame.data.decode())
-                    self.last_seq = frame.seq
-            while self._newest:
-                await send(self._newest.pop(next(iter(self._newest))).decode())
+    async def end(self) -> None:
+        """The socket is no more."""
+        self._busy = True
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait((self._sending,))
+
+    def _wake(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        if self._mail:
+            self._sending = asyncio.create_task(self._send_all(), name=f"sender {self.id}")
+        else:
+            self._sending = begin(self._send_all())
+
+    async def _send_all(self) -> None:
+        send = self._send
+        try:
+            while self._answers or self._mail or self._newest:
+                while self._answers:
+                    await send({"type": "websocket.send", "text": self._answers.popleft().decode()})
+                if self._mail:
+                    self._mail = False
+                    for frame in await self._letters():
+                        await send({"type": "websocket.send", "text": frame.data.decode()})
+                        self.last_seq = frame.seq
+                if self._newest:
+                    frame_bytes = self._newest.pop(next(iter(self._newest)))
+                    await send({"type": "websocket.send", "text": frame_bytes.decode()})
+        except OSError:
+            # A socket that dies under a send is the end of a phone, not an error of ours; nothing is sent any more.
+            return
+        except Exception as error:
+            log.error("phone.broken", connection=self.id, exc_info=error)
+            self.close_code = self.close_code or TRY_AGAIN
+        if self.close_code is not None:
+            with suppress(OSError):
+                await send({"type": "websocket.close", "code": self.close_code, "reason": ""})
+            return
+        self._busy = False
 
     async def _letters(self) -> list[Frame]:
         """What the mailbox holds beyond what was sent; with the mailbox away nothing, and the bell rings again."""

@@ -36,7 +36,7 @@ from nebengjek.errors import (
     Unavailable,
 )
 from nebengjek.faststate import FastState
-from nebengjek.realtime.delivery import TOKEN_ENDED, Connection, Delivery, encode_frame
+from nebengjek.realtime.delivery import TOKEN_ENDED, TRY_AGAIN, Connection, Delivery, encode_frame
 from nebengjek.users import frames
 from nebengjek.users.frames import FRAMES, SAYS, ErrorData, Frame, SessionReady
 from nebengjek.users.service import UsersService
@@ -45,11 +45,9 @@ from nebengjek.web import Identity
 SUBPROTOCOL = "nebengjek.v1"
 BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
-TRY_AGAIN = 1013
 """Something that is needed to connect does not answer (RFC 6455's registry: try again later)."""
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
-FINISH_SECONDS = 15.0
 
 log = structlog.stdlib.get_logger("nebengjek.users.websocket")
 
@@ -149,16 +147,17 @@ class PhoneSocket:
         knows = epoch == head.epoch and last_seq is not None and head.first - 1 <= last_seq <= head.last_seq
         replay = "none" if asked is None else "complete" if knows else "reset"
         start = last_seq if knows and last_seq is not None else head.last_seq
-        connection = Connection(uuid7(), identity, self.delivery.mailbox, head.epoch, start)
-        phone = Phone(self, socket, receive, send, connection)
+        connection = Connection(uuid7(), identity, self.delivery.mailbox, head.epoch, start, send)
         await self.delivery.attach(connection)
         try:
             await self.service.came(identity.user_id)
             ready = await self._ready(connection, row.role, head.epoch, start, replay)
             connection.answer(encode_frame("session.ready", ready))
             connection.ring()
-            await phone.talk()
+            connection.open()
+            await Phone(self, receive, connection).read()
         finally:
+            await connection.end()
             await self.delivery.detach(connection)
 
     async def _ready(self, connection: Connection, role: Any, epoch: str, last_seq: int, replay: str) -> SessionReady:
@@ -204,27 +203,22 @@ class PhoneSocket:
 
 
 class Phone:
-    """One socket: reads frames one after the other; a second task sends."""
+    """One socket: its frames, one after the other."""
 
     def __init__(
         self,
         server: PhoneSocket,
-        socket: WebSocket[Any, Any, Any],
         receive: Receive,
-        send: Send,
         connection: Connection,
     ) -> None:
         self._server = server
-        self._socket = socket
         self._receive = receive
-        self._send = send
         self._connection = connection
         self._identity = connection.identity
         settings = server.settings
         self._allowance = Allowance(settings.frames_per_second, settings.frame_burst)
         self._max_frame = settings.max_frame
         self._bad = 0
-        self._handling = False
         self._unsettled = 0
         self._settled = asyncio.Event()
         self._commands: dict[str, Callable[[Any], Awaitable[Any]]] = {
@@ -239,45 +233,22 @@ class Phone:
             "session.ack": self._session_ack,
         }
 
-    async def talk(self) -> None:
-        """Until the phone goes or the server closes the connection; a frame that is being handled is not cut off."""
-        reading = asyncio.create_task(self._read(), name=f"phone {self._connection.id}")
-        sending = asyncio.create_task(self._connection.send_all(self._say), name=f"sender {self._connection.id}")
-        try:
-            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done() and self._handling:
-                await asyncio.wait((reading,), timeout=FINISH_SECONDS)
-        finally:
-            for task in (reading, sending):
-                task.cancel()
-            ended = await asyncio.gather(reading, sending, return_exceptions=True)
-        for error in ended:
-            # A socket that dies under a send is the end of a phone, not an error of ours.
-            if isinstance(error, Exception) and not isinstance(error, OSError):
-                log.error("phone.broken", connection=self._connection.id, exc_info=error)
-        if self._connection.close_code is not None:
-            with suppress(OSError):
-                await self._socket.close(code=self._connection.close_code)
-
-    async def _say(self, text: str) -> None:
-        await self._send({"type": "websocket.send", "text": text, "bytes": None})
-
-    async def _read(self) -> None:
-        receive = self._receive
-        while self._connection.close_code is None:
+    async def read(self) -> None:
+        """Handle frames until the connection is closed, by whichever side; one that is being handled is not cut off."""
+        receive, connection = self._receive, self._connection
+        while True:
             message: Any = await receive()
             text = message.get("text")
-            if text is not None:
-                if len(text) > self._max_frame:
-                    self._connection.close(1009)
-                    return
-                self._handling = True
-                await self._frame(text)
-                self._handling = False
-            elif message["type"] == "websocket.disconnect":
+            if message["type"] == "websocket.disconnect":
                 return
-            elif message["type"] == "websocket.receive":
+            if connection.close_code is not None:
+                continue
+            if text is None:
                 self._refuse(InvalidFrame("frames are text, not binary"), None)
+            elif len(text) > self._max_frame:
+                connection.close(1009)
+            else:
+                await self._frame(text)
 
     async def _frame(self, text: str) -> None:
         wait = self._allowance.take()

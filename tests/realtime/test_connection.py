@@ -1,24 +1,144 @@
-"""One socket's sender: what it does when its mailbox is away, or has forgotten."""
+"""One phone's connection: sent at once where nothing is in the way, and a phone that does not read waits alone."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from nebengjek.clock import ManualClock
 from nebengjek.errors import Unavailable
 from nebengjek.realtime import delivery
-from nebengjek.realtime.delivery import START_ANEW, Connection
-from nebengjek.realtime.mailbox import Frame, MemoryMailbox
+from nebengjek.realtime.delivery import MAX_ANSWERS, SLOW_PHONE, START_ANEW, TRY_AGAIN, Connection
+from nebengjek.realtime.eager import begin
+from nebengjek.realtime.mailbox import Frame, Mailbox, MemoryMailbox
 from nebengjek.tokens import Identity
 
-ME = Identity(user_id="u1", role="driver", session_id="s1", expires_at=datetime.now(UTC) + timedelta(days=1))
+
+class Socket:
+    """ASGI's ``send`` of a phone that reads when it likes."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.broken = False
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.reads.wait()
+        if self.broken:
+            raise OSError
+        self.said.append(message.get("text", message.get("code")))
+
+    async def until(self, count: int) -> list[Any]:
+        async def wait() -> None:
+            while len(self.said) < count:  # noqa: ASYNC110 - turns of the loop are what is waited for
+                await asyncio.sleep(0)
+
+        await asyncio.wait_for(wait(), 5)
+        return self.said
+
+
+async def connect(socket: Socket, mailbox: Mailbox | None = None, epoch: str | None = None) -> Connection:
+    clock = ManualClock()
+    who = Identity(user_id="u", role="driver", session_id="s", expires_at=clock.now())
+    mailbox = mailbox or MemoryMailbox(clock)
+    return Connection("c", who, mailbox, epoch or (await mailbox.head("u")).epoch, 0, socket.send)
+
+
+async def test_nothing_is_sent_before_it_is_open() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.show("a", b"later")
+    connection.answer(b"first")
+    assert socket.said == []
+    connection.open()
+    assert socket.said == ["first", "later"]
+
+
+async def test_what_a_phone_takes_is_sent_within_the_call() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    connection.show("a", b"1")
+    connection.answer(b"2")
+    assert socket.said == ["1", "2"]
+
+
+async def test_a_phone_that_does_not_read_gets_the_newest_of_each_kind_and_every_answer() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.reads.clear()
+    for n in range(5):
+        connection.show("a", b"a%d" % n)
+        connection.answer(b"answer %d" % n)
+    connection.show("b", b"b")
+    socket.reads.set()
+    assert await socket.until(8) == ["a0", *(f"answer {n}" for n in range(5)), "a4", "b"]
+
+
+async def test_too_many_answers_close_a_phone_that_does_not_read() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.reads.clear()
+    for _ in range(MAX_ANSWERS + 2):
+        connection.answer(b"x")
+    assert connection.close_code == SLOW_PHONE
+    socket.reads.set()
+    assert (await socket.until(MAX_ANSWERS + 3))[-1] == SLOW_PHONE
+
+
+async def test_the_mailbox_is_read_when_the_bell_rings_once_each() -> None:
+    socket, mailbox = Socket(), MemoryMailbox(ManualClock())
+    connection = await connect(socket, mailbox)
+    connection.open()
+    for n in range(3):
+        await mailbox.append("u", f"m{n}", "e", b"{}")
+        connection.ring()
+    said = await socket.until(3)
+    assert [f'"seq":{n}' in text for n, text in enumerate(said, 1)] == [True] * 3
+    assert connection.last_seq == 3
+
+
+async def test_after_a_close_nothing_is_sent() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    connection.close(4401)
+    connection.close(4408)
+    connection.show("a", b"too late")
+    assert socket.said == [4401]
+
+
+async def test_a_socket_that_dies_under_a_send_is_no_error() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.broken = True
+    connection.show("a", b"1")
+    connection.close(4401)
+    await connection.end()
+    assert socket.said == []
+
+
+class Broken(MemoryMailbox):
+    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+        raise ValueError("nobody thought of this")
+
+
+async def test_a_fault_of_ours_closes_the_phone_to_try_again() -> None:
+    socket = Socket()
+    connection = await connect(socket, Broken(ManualClock()))
+    connection.open()
+    connection.ring()
+    assert await socket.until(1) == [TRY_AGAIN]
 
 
 class Flaky(MemoryMailbox):
     """Does not answer ``failures`` times."""
 
-    failures = 0
+    failures = 2
 
     async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
         if self.failures:
@@ -31,29 +151,71 @@ async def test_a_mailbox_that_is_away_is_asked_again_and_answers_go_on_meanwhile
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(delivery, "RING_AGAIN", 0.01)
-    mailbox = Flaky(ManualClock())
-    mailbox.failures = 2
-    connection = Connection("c1", ME, mailbox, (await mailbox.head("u1")).epoch, 0)
-    sent: asyncio.Queue[str] = asyncio.Queue()
-    sending = asyncio.create_task(connection.send_all(sent.put))
-    await mailbox.append("u1", "m1", "ride.pickup", b"{}")
+    socket, mailbox = Socket(), Flaky(ManualClock())
+    connection = await connect(socket, mailbox)
+    connection.open()
+    await mailbox.append("u", "m1", "ride.pickup", b"{}")
     connection.ring()
     connection.answer(b"first")
-    async with asyncio.timeout(5):
-        assert await sent.get() == "first"
-        assert await sent.get() == '{"event":"ride.pickup","data":{},"seq":1}'
+    assert await socket.until(2) == ["first", '{"event":"ride.pickup","data":{},"seq":1}']
     assert mailbox.failures == 0
-    connection.close(1012)
-    await sending
 
 
 async def test_a_phone_whose_mailbox_has_forgotten_is_told_to_begin_anew() -> None:
-    mailbox = MemoryMailbox(ManualClock())
-    connection = Connection("c1", ME, mailbox, "an epoch of before", 7)
-    await mailbox.append("u1", "m1", "ride.pickup", b"{}")
+    socket, mailbox = Socket(), MemoryMailbox(ManualClock())
+    connection = await connect(socket, mailbox, "an epoch of before")
+    await mailbox.append("u", "m1", "ride.pickup", b"{}")
+    connection.open()
     connection.ring()
-    sent: asyncio.Queue[str] = asyncio.Queue()
-    async with asyncio.timeout(5):
-        await connection.send_all(sent.put)
-    assert connection.close_code == START_ANEW
-    assert sent.empty()
+    assert await socket.until(1) == [START_ANEW]
+
+
+async def test_an_end_does_not_wait_for_the_phone() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.reads.clear()
+    connection.show("a", b"1")
+    await asyncio.wait_for(connection.end(), 5)
+    assert socket.said == []
+
+
+async def test_what_was_begun_goes_on_where_it_waits_and_hears_what_comes_of_it() -> None:
+    steps: list[str] = []
+    first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    second: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        steps.append("begun")
+        steps.append(await first)
+        await asyncio.sleep(0)
+        try:
+            await second
+        except ValueError as error:
+            steps.append(str(error))
+
+    task = begin(work())
+    assert task is not None
+    assert steps == ["begun"]
+    first.set_result("first")
+    second.set_exception(ValueError("second"))
+    await asyncio.wait_for(task, 5)
+    assert steps == ["begun", "first", "second"]
+
+
+async def test_what_was_begun_can_be_cancelled() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    task = begin(work())
+    assert task is not None
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait((task,))
+    assert task.cancelled()
+    assert ended.is_set()
