@@ -40,8 +40,9 @@ from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.realtime.mailbox import Mailbox, MemoryMailbox
-from nebengjek.realtime.presence import MemoryPresence
+from nebengjek.realtime.presence import MemoryPresence, Presence
 from nebengjek.realtime.redis_mailbox import RedisMailbox
+from nebengjek.realtime.redis_presence import RedisPresence
 from nebengjek.rides.fares import Tariff
 from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
@@ -114,7 +115,7 @@ class App:
         )
         self.database.on_commit(self.bus.outbox.committed)
         self.state = self._fast_state()
-        self.delivery = Delivery(self._mailbox(), MemoryPresence(self.clock), self.clock)
+        self.delivery = Delivery(self._mailbox(), self._presence(), self.clock)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
         self.modules = [*self._modules(), *self._plugins()]
@@ -156,6 +157,11 @@ class App:
         if self.redis is None:
             return MemoryMailbox(self.clock)
         return RedisMailbox(self.redis, self.clock)
+
+    def _presence(self) -> Presence:
+        if self.redis is None:
+            return MemoryPresence(self.clock)
+        return RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
 
     def _points(self) -> Points:
         if self.redis is None:

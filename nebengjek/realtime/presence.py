@@ -7,13 +7,26 @@ from nebengjek.clock import Clock
 
 
 class Presence(ABC):
+    """As one pod sees it. Asking raises Unavailable("redis") where there is a server to miss; telling never does."""
+
+    alone: bool = True
+    """No other pod held connections when this one said last that it is there."""
+
     @abstractmethod
     async def attach(self, user_id: str, connection_id: str) -> None:
-        """A connection began."""
+        """A connection began on this pod."""
 
     @abstractmethod
     async def detach(self, user_id: str, connection_id: str) -> None:
-        """A connection ended; only itself is removed."""
+        """A connection of this pod ended; only itself is removed."""
+
+    @abstractmethod
+    async def beat(self) -> None:
+        """Say that this pod is there, each two seconds; and forget what the pods held that do not say so any more."""
+
+    @abstractmethod
+    async def elsewhere(self, user_ids: Collection[str]) -> dict[str, set[str]]:
+        """The other pods that hold connections of these users; who has none is left out."""
 
     @abstractmethod
     async def connected(self, user_ids: Collection[str]) -> set[str]:
@@ -21,7 +34,7 @@ class Presence(ABC):
 
     @abstractmethod
     async def lapsed(self, grace: float) -> list[str]:
-        """Users whose last connection ended more than ``grace`` seconds ago, each told once."""
+        """Users whose last connection ended more than ``grace`` seconds ago, each told once, and to one pod."""
 
 
 class MemoryPresence(Presence):
@@ -37,11 +50,19 @@ class MemoryPresence(Presence):
         self._gone.pop(user_id, None)
 
     async def detach(self, user_id: str, connection_id: str) -> None:
-        connections = self._connections.get(user_id, set())
+        connections = self._connections.get(user_id)
+        if connections is None or connection_id not in connections:
+            return
         connections.discard(connection_id)
         if not connections:
-            self._connections.pop(user_id, None)
+            del self._connections[user_id]
             self._gone[user_id] = self._clock.seconds()
+
+    async def beat(self) -> None:
+        """Nobody else listens."""
+
+    async def elsewhere(self, user_ids: Collection[str]) -> dict[str, set[str]]:
+        return {}
 
     async def connected(self, user_ids: Collection[str]) -> set[str]:
         return {user_id for user_id in user_ids if user_id in self._connections}

@@ -64,6 +64,11 @@ def users(
         delivery.close_session(event.user_id, event.session_id)
 
     auth: dict[str, Any] = {"otp": otp, "accounts": accounts, "debug": otp_debug, "allowed_prefixes": allowed_prefixes}
+
+    async def start() -> None:
+        await delivery.presence.beat()
+        await accounts.restore()
+
     return Module(
         name="users",
         routes=[
@@ -109,9 +114,10 @@ def users(
             CancelRide,
         ],
         sweeps=[
+            every(2.0, delivery.presence.beat),
             every(1.0, service.sweep_presence),
             every(1.0, service.close_expired),
             every(3600.0, accounts.forget_old),
         ],
-        start=accounts.restore,
+        start=start,
     )

@@ -148,8 +148,8 @@ class PhoneSocket:
         replay = "none" if asked is None else "complete" if knows else "reset"
         start = last_seq if knows and last_seq is not None else head.last_seq
         connection = Connection(uuid7(), identity, self.delivery.mailbox, head.epoch, start, send)
-        await self.delivery.attach(connection)
         try:
+            await self.delivery.attach(connection)
             await self.service.came(identity.user_id)
             ready = await self._ready(connection, row.role, head.epoch, start, replay)
             connection.answer(encode_frame("session.ready", ready))
