@@ -20,7 +20,7 @@ ENDED_KEPT = 900.0
 """Seconds for which a pod remembers who left it, to say it again to a server that has lost its memory."""
 
 # "presence:<user>" is a set of "<holder> <connection>", "presence-pod:<holder>" one of "<user> <connection>",
-# "presence-alive:<holder>" the lease, "presence-pods" the holders, "presence-gone" who has no connection, by since when.
+# "presence-alive:<holder>" the lease, "presence-pods" the holders, "presence-gone" who has none, and since when.
 # A holder is "<pod id>.<life>": a pod that starts again under its id does not inherit what it held before.
 
 # KEYS: the holder's set, gone, a user each. ARGV: the holder, then user and connection of each.
