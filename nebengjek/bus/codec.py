@@ -29,6 +29,7 @@ class Undecodable(Exception):
     """Bytes that are not the event their subject says."""
 
 
+_BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 Received = CoreMessage | Delivery | StoredMessage
 
 
@@ -137,17 +138,24 @@ class Codec:
                 data = self._payloads.unwrap(data, message.subject, message.headers[CONTENT_ENCODING])
             except Unreadable as error:
                 raise Undecodable(str(error)) from error
-        value: E = self.decode_any(data, kind)
+        decoder = self._decoders.get(kind) or self._decoder(kind)
+        try:
+            value: E = decoder.decode(data)
+        except _BAD_JSON as error:
+            raise Undecodable(str(error)) from error
         return value
 
     def decode_any(self, data: bytes, kind: Any) -> Any:
-        decoder = self._decoders.get(kind)
-        if decoder is None:
-            decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
+        """A query, or the answer to one. Raises Undecodable."""
+        decoder = self._decoders.get(kind) or self._decoder(kind)
         try:
             return decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except _BAD_JSON as error:
             raise Undecodable(str(error)) from error
+
+    def _decoder(self, kind: Any) -> msgspec.json.Decoder[Any]:
+        decoder = self._decoders[kind] = msgspec.json.Decoder(kind)
+        return decoder
 
 
 def original_id(headers: Mapping[str, str], stream: str, seq: int) -> str:

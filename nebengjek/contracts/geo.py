@@ -61,18 +61,13 @@ def geohash(place: Place) -> str:
     Longitude takes 18 of its 35 bits, latitude 17, in turn. A city has some ten thousand cells, so what a cell is
     called is worked out once.
     """
-    lon = min(int((place.longitude + 180) / 360 * _LON_CELLS), _LON_CELLS - 1)
-    lat = min(int((place.latitude + 90) / 180 * _LAT_CELLS), _LAT_CELLS - 1)
-    return _cell_name(lon * _LAT_CELLS + lat)
-
-
-_LON_CELLS = 1 << 18
-_LAT_CELLS = 1 << 17
+    return _cell_name(int((place.longitude + 180) / 360 * 262_144), int((place.latitude + 90) / 180 * 131_072))
 
 
 @lru_cache(maxsize=65_536)
-def _cell_name(cell: int) -> str:
-    lon, lat = divmod(cell, _LAT_CELLS)
+def _cell_name(lon: int, lat: int) -> str:
+    # The far edges of the world belong to the last cells.
+    lon, lat = min(lon, 262_143), min(lat, 131_071)
     even = _SPREAD[lon & 1023] | _SPREAD[lon >> 10] << 20
     odd = _SPREAD[lat & 1023] | _SPREAD[lat >> 10] << 20
     value = even | odd << 1

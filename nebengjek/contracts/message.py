@@ -104,7 +104,7 @@ def uuid7() -> str:
         _millisecond = now
         bits = secrets.randbits(26)
         _head = f"{now >> 16:08x}-{now & 0xFFFF:04x}-7{bits >> 14:03x}-{0x8000 | bits & 0x3FFF:04x}-"
-    return f"{_head}{next(_count):012x}"
+    return _head + next(_count).to_bytes(6).hex()
 
 
 _millisecond = 0
