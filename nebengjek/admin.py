@@ -1,25 +1,29 @@
 """What an operator sees of the bus and may do to it: streams, consumers, dead letters, pods. Behind an API key."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import structlog
-from litestar import Controller, Router, delete, get, post
+from litestar import Controller, Request, Response, Router, delete, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, PathParameter, QueryParameter
 from msgspec import Struct
 
 from nebengjek.bus.dead_letters import DeadLetter
-from nebengjek.bus.interface import ApiError, ConsumerInfo, StreamInfo
+from nebengjek.bus.interface import ApiError, ConsumerInfo, NotPermitted, StreamInfo, check_subject
 from nebengjek.bus.messaging import MessageBus
-from nebengjek.errors import Conflict, NotFound
+from nebengjek.errors import Conflict, Forbidden, Invalid, NebengJekError, NotFound
+from nebengjek.web import exception_handlers
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 After = Annotated[int, QueryParameter(ge=0, le=2**53)]
 Seq = Annotated[int, PathParameter(ge=1, le=2**53)]
+Keep = Annotated[int | None, QueryParameter(ge=0, le=2**53)]
+UpTo = Annotated[int | None, QueryParameter(ge=1, le=2**53)]
+Seconds = Annotated[float, QueryParameter(gt=0, le=7 * 86400)]
 
 UNKNOWN_STREAM, UNKNOWN_CONSUMER = 10059, 10014
 
@@ -45,7 +49,10 @@ class StreamRow(Struct, frozen=True, kw_only=True):
 
 
 class ConsumerRow(Struct, frozen=True, kw_only=True):
-    """``pending``: not delivered yet; ``lag``: not settled yet, pending or under way. ``orphan``: nobody wants it."""
+    """``pending``: not delivered yet; ``lag``: not settled yet, pending or under way. ``orphan``: nobody wants it.
+
+    ``paused_until``: nothing is delivered before.
+    """
 
     stream: str
     name: str
@@ -73,6 +80,13 @@ class Streams(Struct, frozen=True, kw_only=True):
 
 class Consumers(Struct, frozen=True, kw_only=True):
     items: list[ConsumerRow]
+
+
+class Purged(Struct, frozen=True, kw_only=True):
+    """``purged``: how many messages were removed."""
+
+    name: str
+    purged: int
 
 
 class DeadLetterPage(Struct, frozen=True, kw_only=True):
@@ -104,6 +118,36 @@ class Operators(Controller):
         info = await self._info(name)
         return StreamDetails(**_stream(info), consumer_list=await self._consumers([name]))
 
+    @post("/streams/{name:str}/purge", status_code=200, summary="Remove messages from a stream")
+    async def purge_stream(
+        self, name: FromPath[str], subject: FromQuery[str | None] = None, keep: Keep = None, up_to: UpTo = None
+    ) -> Purged:
+        """All of them; of a subject (``ride.pickup.*``); all but the newest ``keep``; those below ``up_to``.
+
+        What consumers have not settled yet is gone for them too.
+        """
+        if keep is not None and up_to is not None:
+            raise Invalid("keep and up_to: expected one of them")
+        if subject is not None:
+            check_subject(subject, literal=False)
+        await self._info(name)
+        purged = await self.bus.broker.purge_stream(name, subject=subject, keep=keep, up_to=up_to)
+        log.info("stream.purged", stream=name, subject=subject, purged=purged)
+        return Purged(name=name, purged=purged)
+
+    @delete("/streams/{name:str}", status_code=200, summary="Delete a stream with all that it holds")
+    async def delete_stream(self, name: FromPath[str], force: FromQuery[bool] = False) -> StreamRow:
+        """409 for a stream of the application; with ``force`` it is deleted too, and made again at once, empty."""
+        info = await self._info(name)
+        ours = name in self.bus.stream_names
+        if ours and not force:
+            raise Conflict(f"{name} is wanted: the application publishes to it (force deletes it and makes a new one)")
+        await self.bus.broker.delete_stream(name)
+        log.warning("stream.deleted", stream=name, messages=info.messages)
+        if ours:
+            await self.bus.ensure()
+        return StreamRow(**_stream(info))
+
     @get("/consumers", summary="Every durable consumer, how far it is behind")
     async def consumers(self, stream: FromQuery[str | None] = None) -> Consumers:
         if stream is not None:
@@ -111,18 +155,40 @@ class Operators(Controller):
         names = [stream] if stream is not None else [info.spec.name for info in await self.bus.broker.streams()]
         return Consumers(items=await self._consumers(sorted(names)))
 
+    @get("/consumers/{stream:str}/{name:str}", summary="One consumer: how it is set, how far it is")
+    async def consumer(self, stream: FromPath[str], name: FromPath[str]) -> ConsumerRow:
+        return await self._row(stream, name)
+
     @delete("/consumers/{stream:str}/{name:str}", status_code=200, summary="Delete a consumer that no module wants")
-    async def delete_consumer(self, stream: FromPath[str], name: FromPath[str]) -> ConsumerRow:
-        """409 when a module hears through it: its messages would be lost."""
-        await self._info(stream)
-        row = next((row for row in await self._consumers([stream]) if row.name == name), None)
-        if row is None:
-            raise NotFound(f"there is no consumer {name} on {stream}")
-        if not row.orphan:
+    async def delete_consumer(
+        self, stream: FromPath[str], name: FromPath[str], force: FromQuery[bool] = False
+    ) -> ConsumerRow:
+        """409 when a module hears through it.
+
+        With ``force`` it is deleted too: the module's pods make it again behind what they know to be settled; what an
+        interest stream kept for it alone is lost.
+        """
+        row = await self._row(stream, name)
+        if not row.orphan and not force:
             raise Conflict(f"{name} is wanted: a module hears through it")
         await self.bus.broker.delete_consumer(stream, name)
         log.info("consumer.deleted", stream=stream, consumer=name)
         return row
+
+    @post("/consumers/{stream:str}/{name:str}/pause", status_code=200, summary="Deliver nothing for a while")
+    async def pause_consumer(self, stream: FromPath[str], name: FromPath[str], seconds: Seconds = 600.0) -> ConsumerRow:
+        """What is under way is still settled, or comes again after the pause."""
+        return await self._pause(stream, name, datetime.now(UTC) + timedelta(seconds=seconds))
+
+    @post("/consumers/{stream:str}/{name:str}/resume", status_code=200, summary="End a pause")
+    async def resume_consumer(self, stream: FromPath[str], name: FromPath[str]) -> ConsumerRow:
+        return await self._pause(stream, name, None)
+
+    async def _pause(self, stream: str, name: str, until: datetime | None) -> ConsumerRow:
+        await self._row(stream, name)
+        await self.bus.broker.pause_consumer(stream, name, until)
+        log.info("consumer.paused", stream=stream, consumer=name, until=until.isoformat() if until else None)
+        return await self._row(stream, name)
 
     @get("/dead-letters", summary="What could not be handled, oldest first")
     async def dead_letters(self, limit: Limit = 100, after: After = 0) -> DeadLetterPage:
@@ -158,6 +224,13 @@ class Operators(Controller):
                 raise NotFound(f"there is no stream {name[:64]}") from error
             raise
 
+    async def _row(self, stream: str, name: str) -> ConsumerRow:
+        await self._info(stream)
+        row = next((row for row in await self._consumers([stream]) if row.name == name), None)
+        if row is None:
+            raise NotFound(f"there is no consumer {name[:64]} on {stream}")
+        return row
+
     async def _consumers(self, streams: Sequence[str]) -> list[ConsumerRow]:
         orphans = set(await self.bus.orphans())
         rows = [_consumer(info, orphans) for name in streams for info in await self.bus.broker.consumers(name)]
@@ -167,7 +240,20 @@ class Operators(Controller):
 def admin_routes(bus: MessageBus, pods: Callable[[], Sequence[Any]], guard: Guard) -> Router:
     """``pods``: the heartbeats heard lately; ``guard`` refuses everybody who is no operator."""
     controller = type("BusOperators", (Operators,), {"bus": bus, "pods": staticmethod(pods)})
-    return Router(path="/", route_handlers=[controller], guards=[guard])
+    handlers: Any = {NotPermitted: _not_permitted, ApiError: _refused}
+    return Router(path="/", route_handlers=[controller], guards=[guard], exception_handlers=handlers)
+
+
+def _not_permitted(request: Request[Any, Any, Any], error: NotPermitted) -> Response[Any]:
+    text = f"{error}: ask a pod that runs as the user operator (nebengjek run --modules operator)"
+    answer: Response[Any] = exception_handlers[NebengJekError](request, Forbidden(text))
+    return answer
+
+
+def _refused(request: Request[Any, Any, Any], error: ApiError) -> Response[Any]:
+    """The server's word: something is not as it was a moment ago, or it does not do such a thing."""
+    answer: Response[Any] = exception_handlers[NebengJekError](request, Conflict(f"the bus refused: {error}"))
+    return answer
 
 
 def _stream(info: StreamInfo) -> dict[str, Any]:

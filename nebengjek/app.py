@@ -111,6 +111,7 @@ class App:
             observer=self.metrics,
             spans=self._spans,
             audit=settings.log.audit,
+            lag_alarm=settings.nats.lag_alarm,
             payloads=Payloads(compress_above=settings.nats.compress_above, keys=settings.nats.sealing_keys),
         )
         self.database.on_commit(self.bus.outbox.committed)
@@ -452,7 +453,8 @@ class App:
             await _check("fast state", self.state.where, self.state.ping),
             Check(name="bus", up=health.problem is None, where=health.where, reason=health.problem),
         ]
-        for consumer in health.consumers:
+        # With the bus away no consumer moves, and that is not what is the matter.
+        for consumer in health.consumers if health.problem is None else ():
             if not consumer.moving:
                 reason = f"{consumer.consumer}: " + (
                     f"waits for {consumer.blocked_by}"
@@ -463,8 +465,16 @@ class App:
                 break
         if conflict := self.pods.conflict():
             checks.append(Check(name="pods", up=False, where=self.pod_id, reason=conflict))
+        # Every pod of the module sees the same lag: to take one out would make it longer.
+        if lagging := [consumer for consumer in health.consumers if consumer.lagging]:
+            worst = max(lagging, key=lambda consumer: consumer.lag)
+            reason = f"{worst.consumer}: {worst.lag:,} messages are not delivered yet"
+            if worst.paused_until is not None:
+                reason += f", it is paused until {worst.paused_until:%Y-%m-%d %H:%M:%S} UTC"
+            checks.append(Check(name="lag", up=False, where=worst.stream, reason=reason, alarm=True))
+        down = any(not check.up and not check.alarm for check in checks)
         return HealthReport(
-            status="up" if all(check.up for check in checks) else "down",
+            status="down" if down else "up" if all(check.up for check in checks) else "degraded",
             pod_id=self.pod_id,
             checks=checks,
             details={"bus": health, "sockets": self.delivery.sockets},

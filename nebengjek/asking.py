@@ -157,6 +157,6 @@ def value_text(name: str, value: Any) -> str:
         return ", ".join(str(item) for item in value)
     if name in ("bytes", "max_bytes"):
         return size_text(value)
-    if name in ("time", "timestamp"):
+    if name in ("time", "timestamp", "paused_until"):
         return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return f"{value:,}" if isinstance(value, int) else str(value)

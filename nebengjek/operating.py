@@ -6,11 +6,14 @@ An embedded bus lives in the server's process, so nobody else can look into it: 
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import rich_click as click
 from click import get_current_context
 
-from nebengjek.asking import Server, asks_server, show_json, value_text
+from nebengjek.asking import Failure, Server, asks_server, show_json, value_text
+
+_may_ask = click.option("--yes", is_flag=True, help="Do not ask.")
 
 # -- streams and consumers
 
@@ -34,6 +37,7 @@ CONSUMER_COLUMNS = {
     "redelivered": "redelivered",
     "delivered_seq": "delivered",
     "ack_floor_seq": "settled",
+    "paused_until": "paused until",
     "orphan": "unwanted",
 }
 
@@ -75,13 +79,75 @@ def streams_info(server: Server, name: str) -> None:
     server.show(rows, {key: head for key, head in CONSUMER_COLUMNS.items() if key != "stream"}, "no consumers")
 
 
-@click.command()
+@streams.command("purge")
+@click.argument("name")
+@click.option("--subject", help="Only this subject, ride.pickup.* for instance.")
+@click.option("--keep", type=click.IntRange(0), help="All but so many, the newest.")
+@click.option("--up-to", type=click.IntRange(1), help="Only those below this number.")
+@_may_ask
+@asks_server
+def streams_purge(
+    server: Server, name: str, subject: str | None, keep: int | None, up_to: int | None, yes: bool
+) -> None:
+    """Remove messages for good, also those that a consumer has not settled: `nebengjek streams purge RIDE_STREAM`."""
+    there = server.get(f"/streams/{name}")["messages"]
+    which = " and ".join(
+        words
+        for words in (
+            f"of {subject}" if subject else "",
+            f"but the newest {keep:,}" if keep is not None else "",
+            f"below {up_to:,}" if up_to is not None else "",
+        )
+        if words
+    )
+    _confirm(
+        f"Remove messages {which} from {name}, which holds {there:,}?"
+        if which
+        else f"Remove all {there:,} messages from {name}?",
+        yes,
+    )
+    done = server.ask("POST", f"/streams/{name}/purge", subject=subject, keep=keep, up_to=up_to)
+    server.show([done], {"name": "stream", "purged": "removed"}, "")
+
+
+@streams.command("delete")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also one of the application, which makes it again, empty.")
+@_may_ask
+@asks_server
+def streams_delete(server: Server, name: str, force: bool, yes: bool) -> None:
+    """Delete a stream with all that it holds, and its consumers."""
+    there = server.get(f"/streams/{name}")
+    _confirm(f"Delete {name} with {there['messages']:,} messages and {there['consumers']} consumers?", yes)
+    done = server.ask("DELETE", f"/streams/{name}", force="true" if force else None)
+    server.show([done], {"name": "deleted", "messages": "messages", "consumers": "consumers"}, "")
+
+
+@click.group(invoke_without_command=True)
 @click.option("--stream", help="Only those of this stream.")
 @click.option("--prune", is_flag=True, help="Delete those that no module wants (they keep messages from being freed).")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@_may_ask
 @asks_server
 def consumers(server: Server, stream: str | None, prune: bool, yes: bool) -> None:
-    """Durable consumers of a running server: how far each is behind."""
+    """Durable consumers of a running server: how far each is behind.
+
+    Alone the same as `consumers ls`.
+    """
+    if get_current_context().invoked_subcommand is None:
+        _list_consumers(server, stream, prune, yes)
+
+
+@consumers.command("ls")
+@click.option("--stream", help="Only those of this stream.")
+@click.option("--prune", is_flag=True, help="Delete those that no module wants (they keep messages from being freed).")
+@_may_ask
+@asks_server
+def consumers_ls(server: Server, stream: str | None, prune: bool, yes: bool) -> None:
+    """Every durable consumer: how far it is behind."""
+    _list_consumers(server, stream, prune, yes)
+
+
+def _list_consumers(server: Server, stream: str | None, prune: bool, yes: bool) -> None:
     rows = server.get("/consumers", stream=stream)["items"]
     if not prune:
         server.show(rows, CONSUMER_COLUMNS, "no consumers")
@@ -93,6 +159,73 @@ def consumers(server: Server, stream: str | None, prune: bool, yes: bool) -> Non
     for row in unwanted:
         server.ask("DELETE", f"/consumers/{row['stream']}/{row['name']}")
     server.show(unwanted, {"name": "deleted", "stream": "stream"}, "every consumer is wanted")
+
+
+@consumers.command("info")
+@click.argument("name")
+@asks_server
+def consumers_info(server: Server, name: str) -> None:
+    """One consumer, how it is set and how far it is: `nebengjek consumers info ride_pickup_match`."""
+    _show_consumer(server, _find(server, name))
+
+
+@consumers.command("pause")
+@click.argument("name")
+@click.option("--minutes", type=click.FloatRange(0, 7 * 24 * 60, min_open=True), default=10.0, show_default=True)
+@asks_server
+def consumers_pause(server: Server, name: str, minutes: float) -> None:
+    """Deliver nothing for a while; what is said meanwhile waits in the stream."""
+    _show_consumer(server, server.ask("POST", f"{_path(_find(server, name))}/pause", seconds=minutes * 60))
+
+
+@consumers.command("resume")
+@click.argument("name")
+@asks_server
+def consumers_resume(server: Server, name: str) -> None:
+    """End a pause."""
+    _show_consumer(server, server.ask("POST", f"{_path(_find(server, name))}/resume"))
+
+
+@consumers.command("delete")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also one that a module hears through; its pods make it again.")
+@_may_ask
+@asks_server
+def consumers_delete(server: Server, name: str, force: bool, yes: bool) -> None:
+    """Delete a consumer; what an interest stream kept for it alone is gone."""
+    row = _find(server, name)
+    _confirm(f"Delete {row['stream']}/{row['name']}, which has {row['lag']:,} messages to settle?", yes)
+    done = server.ask("DELETE", _path(row), force="true" if force else None)
+    server.show([done], {"name": "deleted", "stream": "stream"}, "")
+
+
+def _find(server: Server, name: str) -> dict[str, Any]:
+    """By its name, or ``STREAM/name`` where two streams have one of that name."""
+    rows: list[dict[str, Any]] = server.get("/consumers")["items"]
+    found = [row for row in rows if name in (row["name"], f"{row['stream']}/{row['name']}")]
+    if not found:
+        raise Failure(f"there is no consumer {name}: nebengjek consumers lists them")
+    if len(found) > 1:
+        ways = " or ".join(f"{row['stream']}/{name}" for row in found)
+        raise Failure(f"{name} is on several streams: say {ways}")
+    return found[0]
+
+
+def _path(row: dict[str, Any]) -> str:
+    return f"/consumers/{row['stream']}/{row['name']}"
+
+
+def _show_consumer(server: Server, row: dict[str, Any]) -> None:
+    if server.as_json:
+        show_json(row)
+        return
+    for field, value in row.items():
+        click.echo(f"{field.replace('_', ' '):<14} {value_text(field, value)}")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes:
+        click.confirm(question, abort=True, err=True)
 
 
 # -- dead letters

@@ -28,6 +28,9 @@ from nebengjek.errors import Misconfigured, Unavailable
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of handler seconds."""
 
+MAX_EVENTS = 500
+"""Of event types that are counted apart; there are as many as the code names, and a replayed stranger or two."""
+
 COUNTERS = {
     "matches": ("Proposals by what became of them: offered, accepted, rejected.", ("outcome",)),
     "sweep_failures": ("Rounds of a sweep that raised; the next round comes anyway.", ("sweep",)),
@@ -46,9 +49,10 @@ class Metrics(Collector):
     def __init__(self, registry: CollectorRegistry | None = None, *, pod_id: str = "") -> None:
         self.registry = registry = registry or CollectorRegistry()
         self._pod_id = pod_id
-        # (stream, consumer, outcome); a settled consumer's stream is known from its deliveries.
+        # (stream, consumer, outcome); a settled consumer's stream is known from its deliveries, its event from health.
         self._messages: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self._stream_of: dict[str, str] = {}
+        self._published: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._publish_errors: defaultdict[str, int] = defaultdict(int)
         self._dead: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._seconds: dict[str, _Histogram] = {}
@@ -70,8 +74,11 @@ class Metrics(Collector):
 
     # -- the bus
 
-    def published(self, stream: str, n: int = 1) -> None:
-        self._messages[stream, "", "published"] += n
+    def published(self, stream: str, event_type: str, n: int = 1) -> None:
+        key = (stream, event_type)
+        if key not in self._published and len(self._published) >= MAX_EVENTS:
+            key = (stream, "other")
+        self._published[key] += n
 
     def publish_failed(self, code: str) -> None:
         self._publish_errors[code] += 1
@@ -144,10 +151,13 @@ class Metrics(Collector):
         messages = CounterMetricFamily(
             "nebengjek_messages",
             "Messages by outcome: published, delivered, redelivered, acked, naked, termed, dead_lettered.",
-            labels=["stream", "consumer", "outcome"],
+            labels=["stream", "event", "consumer", "outcome"],
         )
-        for names, count in self._messages.items():
-            messages.add_metric(list(names), count)
+        for (stream, event), count in self._published.items():
+            messages.add_metric([stream, event, "", "published"], count)
+        events = {one.consumer: one.event for one in self._health.consumers} if self._health is not None else {}
+        for (stream, consumer, outcome), count in self._messages.items():
+            messages.add_metric([stream, events.get(consumer, ""), consumer, outcome], count)
         yield messages
         errors = CounterMetricFamily("nebengjek_publish_errors", "Publishes that failed.", labels=["code"])
         for code, count in self._publish_errors.items():
@@ -186,15 +196,32 @@ _CONSUMER_GAUGES = {
     "redelivered": ("Messages under way for the second time or more.", "redelivered"),
     "last_pull_age_seconds": ("Since the server last answered a pull.", "last_pull_age"),
     "moving": ("1 when attached, pulling and not held up.", "moving"),
+    "lagging": ("1 when more than nats.lag_alarm messages are not delivered yet.", "lagging"),
+}
+
+_STREAM_GAUGES = {
+    "messages": "Messages that it holds.",
+    "bytes": "Bytes that it holds.",
+    "max_bytes": "Bytes at which it drops the oldest; -1 = no limit.",
+    "consumers": "Consumers that it has.",
 }
 
 
 def _health_metrics(health: Health) -> Iterator[Metric]:
     for name, (text, field) in _CONSUMER_GAUGES.items():
-        gauge = GaugeMetricFamily(f"nebengjek_consumer_{name}", text, labels=["stream", "consumer"])
+        gauge = GaugeMetricFamily(f"nebengjek_consumer_{name}", text, labels=["stream", "event", "consumer"])
         for consumer in health.consumers:
-            gauge.add_metric([consumer.stream, consumer.consumer], float(getattr(consumer, field)))
+            labels = [consumer.stream, consumer.event, consumer.consumer]
+            gauge.add_metric(labels, float(getattr(consumer, field)))
         yield gauge
+    for name, text in _STREAM_GAUGES.items():
+        gauge = GaugeMetricFamily(f"nebengjek_stream_{name}", text, labels=["stream", "storage"])
+        for stream in health.streams:
+            gauge.add_metric([stream.stream, stream.storage], float(getattr(stream, name)))
+        yield gauge
+    reconnects = CounterMetricFamily("nebengjek_bus_reconnects", "How often the connection came back.")
+    reconnects.add_metric([], health.connection.reconnects)
+    yield reconnects
     up = health.status is ConnectionStatus.UP and health.established
     yield GaugeMetricFamily("nebengjek_bus_up", "1 when connected and all consumers stand.", value=float(up))
     yield GaugeMetricFamily("nebengjek_outbox_backlog", "Events not published yet.", value=health.outbox_backlog)

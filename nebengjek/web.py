@@ -204,23 +204,27 @@ def admin_guard(api_key: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], B
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One part of the process: ``up`` or why not."""
+    """One part of the process: ``up`` or why not. ``alarm``: somebody should look, but it serves as well as others."""
 
     name: str
     up: bool
     where: str
     reason: str | None = None
+    alarm: bool = False
 
 
-class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """``down``: the parts that are not up, and why."""
+class Readiness(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``down``: the parts that are not up, and why; ``alarms``: what somebody should look at, where there is any."""
 
     status: str
     pod_id: str
     down: dict[str, str | None]
+    alarms: dict[str, str | None] = {}
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``status``: ``up``, ``degraded`` (nothing but alarms) or ``down``."""
+
     status: str
     pod_id: str
     checks: list[Check]
@@ -231,10 +235,10 @@ Examine = Callable[[], Awaitable[HealthReport]]
 
 
 def health_routes(pod_id: str, examine: Examine) -> list[Any]:
-    """``/health/live`` answers while the process runs; the others are 503 unless every check is up."""
+    """``/health/live`` answers while the process runs; the others are 503 when a part is down."""
 
     def answer(report: HealthReport, body: Any) -> Response[Any]:
-        return Response(body, status_code=200 if report.status == "up" else 503, media_type=MediaType.JSON)
+        return Response(body, status_code=503 if report.status == "down" else 200, media_type=MediaType.JSON)
 
     @get("/health/live", opt={"public": True}, tags=["health"])
     async def live() -> dict[str, str]:
@@ -248,8 +252,9 @@ def health_routes(pod_id: str, examine: Examine) -> list[Any]:
     async def ready() -> Response[Readiness]:
         """Streams exist, own consumers are attached and moving, stores answer."""
         report = await examine()
-        down = {check.name: check.reason for check in report.checks if not check.up}
-        return answer(report, Readiness(status=report.status, pod_id=pod_id, down=down))
+        down = {check.name: check.reason for check in report.checks if not check.up and not check.alarm}
+        alarms = {check.name: check.reason for check in report.checks if check.alarm}
+        return answer(report, Readiness(status=report.status, pod_id=pod_id, down=down, alarms=alarms))
 
     @get("/health/detailed", opt={"public": True}, tags=["health"], responses=not_up)
     async def detailed() -> Response[HealthReport]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from litestar import Litestar
 
 from nebengjek.admin import admin_routes
 from nebengjek.app import App
-from nebengjek.bus.interface import MSG_ID, ConsumerSpec
+from nebengjek.bus.interface import MSG_ID, ApiError, ConsumerSpec, NotPermitted, StreamSpec
 from nebengjek.settings import load
 from nebengjek.streams import STREAMS
-from nebengjek.web import admin_guard, exception_handlers
+from nebengjek.web import admin_guard, exception_handlers, health_routes
 
 KEY = "a-key-of-the-operators"
 
@@ -61,8 +62,8 @@ class Operator:
 
 
 @asynccontextmanager
-async def operator(tmp_path: Path, key: str = KEY) -> AsyncIterator[Operator]:
-    app = App(load(env={"DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3"}), sweeping=False)
+async def operator(tmp_path: Path, key: str = KEY, **env: str) -> AsyncIterator[Operator]:
+    app = App(load(env={"DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3", **env}), sweeping=False)
     await app.start()
     routes = admin_routes(app.bus, app.pods.known, admin_guard(KEY))
     served: Any = Litestar([routes], exception_handlers=exception_handlers)
@@ -88,6 +89,11 @@ async def test_without_the_key_nothing_is_shown_and_nothing_done(tmp_path: Path,
             ("POST", "/admin/dead-letters/1/replay"),
             ("DELETE", "/admin/dead-letters/1"),
             ("DELETE", "/admin/consumers/RIDE_STREAM/x"),
+            ("GET", "/admin/consumers/RIDE_STREAM/x"),
+            ("POST", "/admin/consumers/RIDE_STREAM/x/pause"),
+            ("POST", "/admin/consumers/RIDE_STREAM/x/resume"),
+            ("POST", "/admin/streams/RIDE_STREAM/purge"),
+            ("DELETE", "/admin/streams/RIDE_STREAM"),
         ]:
             assert await it.code(method, path) == (401, "UNAUTHENTICATED")
 
@@ -177,3 +183,119 @@ async def test_pods(tmp_path: Path) -> None:
         assert pod["pod_id"] == it.app.pod_id
         assert pod["modules"] == ["users", "location", "match", "rides"]
         assert pod["embedded"] == ["bus", "fast state", "database"]
+
+
+async def test_a_stream_is_purged_in_part_and_whole(tmp_path: Path) -> None:
+    async with operator(tmp_path) as it:
+        path = "/admin/streams/RIDE_STREAM"
+        for n in range(6):
+            await it.app.broker.submit(f"ride.note.{n % 2}", b"{}", {})
+
+        async def purge(**query: Any) -> int:
+            answer = await it.http.post(f"{path}/purge", params=query)
+            assert answer.status_code == 200, answer.text
+            purged: int = answer.json()["purged"]
+            return purged
+
+        assert await purge(subject="ride.note.1") == 3
+        assert await purge(keep=2) == 1
+        assert await purge(up_to=5) == 1
+        assert (await it.get(path))["messages"] == 1
+        assert await purge() == 1
+        assert (await it.get(path))["messages"] == 0
+        for query in ({"keep": 1, "up_to": 3}, {"subject": "a..b"}, {"subject": "a>"}, {"keep": -1}, {"up_to": 0}):
+            answer = await it.http.post(f"{path}/purge", params=query)
+            assert answer.status_code == 400, query
+        assert await it.code("POST", "/admin/streams/NO_STREAM/purge") == (404, "NOT_FOUND")
+
+
+async def test_a_stream_of_the_application_is_only_deleted_by_force_and_made_again(tmp_path: Path) -> None:
+    async with operator(tmp_path) as it:
+        await it.app.broker.create_stream(StreamSpec(name="OLD", subjects=("old.>",)))
+        assert (await it.http.delete("/admin/streams/OLD")).json()["name"] == "OLD"
+        assert await it.code("DELETE", "/admin/streams/OLD") == (404, "NOT_FOUND")
+        await it.app.broker.submit("ride.note.x", b"{}", {})
+        assert await it.code("DELETE", "/admin/streams/RIDE_STREAM") == (409, "CONFLICT")
+        deleted = await it.http.delete("/admin/streams/RIDE_STREAM", params={"force": "true"})
+        assert deleted.json()["messages"] == 1
+        there = await it.get("/admin/streams/RIDE_STREAM")
+        assert (there["messages"], there["last_seq"]) == (0, 0)
+        assert {row["name"] for row in there["consumer_list"]} >= {"ride_pickup_match", "ride_pickup_users"}
+        await it.bury()
+
+
+async def test_a_consumer_is_paused_and_goes_on(tmp_path: Path) -> None:
+    async with operator(tmp_path) as it:
+        path = "/admin/consumers/USER_STREAM/user_beacon_match"
+        row = (await it.http.post(f"{path}/pause", params={"seconds": 60})).json()
+        assert row == await it.get(path)
+        left = datetime.fromisoformat(row["paused_until"]) - datetime.now(UTC)
+        assert timedelta(seconds=50) < left <= timedelta(seconds=60)
+        await it.app.broker.submit("user.beacon.x", b"{not json", {})
+        assert (await it.get(path))["pending"] == 1
+        health = {one.consumer: one for one in (await it.app.bus.health()).consumers}
+        assert (health["user_beacon_match"].lag, health["user_beacon_match"].paused_until is None) == (1, False)
+        assert (await it.http.post(f"{path}/resume")).json()["paused_until"] is None
+        await it.until_dead(1)
+        for name in ("pause", "resume"):
+            assert await it.code("POST", f"/admin/consumers/USER_STREAM/no_such/{name}") == (404, "NOT_FOUND")
+        for seconds in (0, -1, 10**9):
+            assert await it.code("POST", f"{path}/pause", seconds=seconds) == (400, "INVALID")
+
+
+async def test_a_wanted_consumer_is_only_deleted_by_force_and_made_again_by_its_pods(tmp_path: Path) -> None:
+    async with operator(tmp_path) as it:
+        path = "/admin/consumers/RIDE_STREAM/ride_pickup_match"
+        assert await it.code("DELETE", path) == (409, "CONFLICT")
+        assert (await it.http.delete(path, params={"force": "true"})).status_code == 200
+        async with asyncio.timeout(10):
+            while (await it.http.get(path)).status_code == 404:  # noqa: ASYNC110 - the pod does not tell
+                await asyncio.sleep(0.05)
+        await it.app.broker.submit("ride.pickup.x", b"{not json", {})
+        # Those of match, users and location.
+        await it.until_dead(3)
+
+
+async def test_what_the_server_does_not_permit_says_whom_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> int:
+        raise NotPermitted("the NATS user match may not publish to $JS.API.STREAM.PURGE.RIDE_STREAM")
+
+    async def other(*_: Any, **__: Any) -> int:
+        raise ApiError(10110, "stream purge not permitted")
+
+    async with operator(tmp_path) as it:
+        monkeypatch.setattr(it.app.broker, "purge_stream", refuse)
+        answer = await it.http.post("/admin/streams/RIDE_STREAM/purge")
+        assert (answer.status_code, answer.json()["code"]) == (403, "FORBIDDEN")
+        assert "the NATS user match may not publish" in answer.json()["detail"]
+        assert "--modules operator" in answer.json()["detail"]
+        monkeypatch.setattr(it.app.broker, "purge_stream", other)
+        answer = await it.http.post("/admin/streams/RIDE_STREAM/purge")
+        assert (answer.status_code, "10110" in answer.json()["detail"]) == (409, True)
+
+
+async def test_a_consumer_that_lags_is_an_alarm_and_no_reason_to_go_away(tmp_path: Path) -> None:
+    async with operator(tmp_path, NEBENGJEK__NATS__LAG_ALARM="2") as it:
+        served: Any = Litestar([*health_routes(it.app.pod_id, it.app.examine)])
+        async with AsyncClient(transport=ASGITransport(served), base_url="http://pod") as http:
+
+            async def ready() -> tuple[int, str, dict[str, str]]:
+                answer = await http.get("/health/ready")
+                return answer.status_code, answer.json()["status"], answer.json().get("alarms", {})
+
+            await it.app.broker.pause_consumer("USER_STREAM", "user_beacon_match", datetime.now(UTC) + timedelta(1))
+            for _ in range(2):
+                await it.app.broker.submit("user.beacon.x", b"{not json", {})
+            assert await ready() == (200, "up", {})
+            await it.app.broker.submit("user.beacon.x", b"{not json", {})
+            status, word, alarms = await ready()
+            assert (status, word) == (200, "degraded")
+            assert "user_beacon_match: 3 messages are not delivered yet, it is paused until" in alarms["lag"]
+            await it.app.broker.pause_consumer("USER_STREAM", "user_beacon_match", None)
+            await it.until_dead(3)
+            assert await ready() == (200, "up", {})
+            # What is down is down, alarm or not.
+            await it.app.broker.close()
+            assert (await ready())[:2] == (503, "down")

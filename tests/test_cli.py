@@ -413,6 +413,38 @@ async def test_dead_letters_and_unwanted_consumers_are_dealt_with(tmp_path: Path
         assert [row["name"] for row in json.loads(output)] == ["old"]
         assert (await ask(server.url, "consumers", "--prune"))[1] == "every consumer is wanted\n"
 
+        # What cannot be taken back is asked for, unless somebody says so; "no" changes nothing.
+        await app.broker.submit("ride.note.x", b"{}", {})
+        for words, question in (
+            (("streams", "purge", "RIDE_STREAM"), "Remove all 1 messages from RIDE_STREAM?"),
+            (
+                ("streams", "purge", "RIDE_STREAM", "--keep", "0", "--subject", "ride.*.x"),
+                "of ride.*.x and but the newest",
+            ),
+            (("streams", "delete", "RIDE_STREAM", "--force"), "Delete RIDE_STREAM with 1 messages and"),
+            (
+                ("consumers", "delete", "ride_pickup_match", "--force"),
+                "Delete RIDE_STREAM/ride_pickup_match, which has",
+            ),
+        ):
+            code, output = await ask(server.url, *words, text="n\n")
+            assert (code, question in output) == (1, True), output
+        assert (await app.broker.stream_info("RIDE_STREAM")).messages == 1
+        code, output = await ask(server.url, "streams", "purge", "RIDE_STREAM", "--yes", "--json")
+        assert json.loads(output) == [{"name": "RIDE_STREAM", "purged": 1}]
+        code, output = await ask(server.url, "streams", "delete", "RIDE_STREAM", "--yes")
+        assert (code, "the application publishes to it" in output) == (1, True)
+        code, output = await ask(server.url, "consumers", "delete", "ride_pickup_match", "--yes")
+        assert (code, "a module hears through it" in output) == (1, True)
+        code, output = await ask(server.url, "consumers", "info", "no_such")
+        assert (code, "there is no consumer no_such" in output) == (1, True)
+        code, output = await ask(server.url, "consumers", "pause", "ride_pickup_match", "--minutes", "5", "--json")
+        assert json.loads(output)["paused_until"] is not None
+        assert "paused until   -" in (await ask(server.url, "consumers", "resume", "RIDE_STREAM/ride_pickup_match"))[1]
+        shown = (await ask(server.url, "consumers", "info", "ride_pickup_match"))[1]
+        assert "filters        ride.pickup.*" in shown
+        assert "ride_pickup_match" in (await ask(server.url, "consumers", "ls", "--stream", "RIDE_STREAM"))[1]
+
         await bury(app)
         letters = await app.bus.dead_letters.list()
         code, output = await ask(server.url, "dead-letters")

@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from nebengjek.bus.interface import Connection, ConnectionStatus
-from nebengjek.bus.messaging import ConsumerHealth, Health
+from nebengjek.bus.messaging import ConsumerHealth, Health, StreamHealth
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tracing import new_trace
 from nebengjek.errors import Misconfigured, Unavailable
-from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
+from nebengjek.telemetry import MAX_EVENTS, Metrics, metrics_route, setup_tracing
 
 
 async def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -35,22 +35,69 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+PICKUPS = ConsumerHealth(
+    stream="RIDE_STREAM",
+    consumer="ride_pickup_match",
+    event="ride.pickup",
+    lag=7,
+    ack_pending=3,
+    redelivered=2,
+    last_pull_age=1.5,
+    running=0,
+    blocked_by=None,
+    moving=True,
+    lagging=True,
+)
+
+
+def health_of(*consumers: ConsumerHealth) -> Health:
+    return Health(
+        status=ConnectionStatus.UP,
+        where="in this process",
+        connection=Connection(status=ConnectionStatus.UP, where="in this process", reconnects=3),
+        established=True,
+        consumers=list(consumers),
+        breakers={"database": "open", "redis": "closed"},
+        outbox_backlog=5,
+        dead_letters=6,
+        orphans=["RIDE_STREAM/old"],
+        streams=[
+            StreamHealth(stream="RIDE_STREAM", storage="file", messages=4, bytes=500, max_bytes=1000, consumers=2)
+        ],
+    )
+
+
+async def test_a_thousand_kinds_of_events_are_not_a_thousand_series() -> None:
+    """Subjects that are no events of ours may be replayed."""
+    metrics = Metrics(CollectorRegistry())
+    for n in range(2 * MAX_EVENTS):
+        metrics.published("RIDE_STREAM", f"ride.x{n}")
+    found = {name: value for name, value in (await samples(metrics)).items() if name[0] == "nebengjek_messages_total"}
+    assert len(found) == MAX_EVENTS + 1
+    others = key("nebengjek_messages_total", stream="RIDE_STREAM", event="other", consumer="", outcome="published")
+    assert found[others] == MAX_EVENTS
+
+
 async def test_messages_are_counted_by_stream_and_outcome() -> None:
     metrics = Metrics(CollectorRegistry())
     observer: Observer = metrics
-    observer.published("RIDE_STREAM")
-    observer.published("RIDE_STREAM", 2)
+    observer.published("RIDE_STREAM", "ride.pickup")
+    observer.published("RIDE_STREAM", "ride.pickup", 2)
+    observer.published("RIDE_STREAM", "ride.started")
     observer.publish_failed("10077")
     observer.delivered("RIDE_STREAM", "ride_pickup_match", 4, 1)
     for outcome in ("acked", "acked", "naked", "termed"):
         observer.settled("ride_pickup_match", outcome)
     observer.dead_letter("ride_pickup_match", "failed")
+    metrics.observe_health(health_of(PICKUPS))
     found = await samples(metrics)
 
-    def messages(outcome: str, consumer: str = "ride_pickup_match") -> float:
-        return found[key("nebengjek_messages_total", stream="RIDE_STREAM", consumer=consumer, outcome=outcome)]
+    def messages(outcome: str, consumer: str = "ride_pickup_match", event: str = "ride.pickup") -> float:
+        labels = {"stream": "RIDE_STREAM", "event": event, "consumer": consumer}
+        return found[key("nebengjek_messages_total", **labels, outcome=outcome)]
 
     assert messages("published", "") == 3
+    assert messages("published", "", "ride.started") == 1
     assert [messages(outcome) for outcome in ("delivered", "redelivered", "acked", "naked", "termed")] == [
         4,
         1,
@@ -78,30 +125,7 @@ async def test_handler_seconds_are_a_histogram() -> None:
 
 async def test_the_health_of_the_bus_becomes_gauges() -> None:
     metrics = Metrics(CollectorRegistry(), pod_id="pod-1")
-    consumer = ConsumerHealth(
-        stream="RIDE_STREAM",
-        consumer="c",
-        lag=7,
-        ack_pending=3,
-        redelivered=2,
-        last_pull_age=1.5,
-        running=0,
-        blocked_by=None,
-        moving=True,
-    )
-    metrics.observe_health(
-        Health(
-            status=ConnectionStatus.UP,
-            where="in this process",
-            connection=Connection(status=ConnectionStatus.UP, where="in this process"),
-            established=True,
-            consumers=[consumer],
-            breakers={"database": "open", "redis": "closed"},
-            outbox_backlog=5,
-            dead_letters=6,
-            orphans=["RIDE_STREAM/old"],
-        )
-    )
+    metrics.observe_health(health_of(PICKUPS))
     found = await samples(metrics)
     for name, value in {
         "lag": 7,
@@ -109,8 +133,13 @@ async def test_the_health_of_the_bus_becomes_gauges() -> None:
         "redelivered": 2,
         "last_pull_age_seconds": 1.5,
         "moving": 1,
+        "lagging": 1,
     }.items():
-        assert found[key(f"nebengjek_consumer_{name}", stream="RIDE_STREAM", consumer="c")] == value
+        labels = {"stream": "RIDE_STREAM", "event": "ride.pickup", "consumer": "ride_pickup_match"}
+        assert found[key(f"nebengjek_consumer_{name}", **labels)] == value
+    for name, value in {"messages": 4, "bytes": 500, "max_bytes": 1000, "consumers": 2}.items():
+        assert found[key(f"nebengjek_stream_{name}", stream="RIDE_STREAM", storage="file")] == value
+    assert found[key("nebengjek_bus_reconnects_total")] == 3
     assert found[key("nebengjek_bus_up")] == 1
     assert found[key("nebengjek_outbox_backlog")] == 5
     assert found[key("nebengjek_dead_letters_kept")] == 6
@@ -145,19 +174,21 @@ async def test_gauges_are_refreshed_when_somebody_looks() -> None:
 
 async def test_two_pods_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
-    one.published("S")
-    assert key("nebengjek_messages_total", stream="S", consumer="", outcome="published") not in await samples(other)
+    one.published("S", "a.b")
+    label = key("nebengjek_messages_total", stream="S", event="a.b", consumer="", outcome="published")
+    assert label in await samples(one)
+    assert label not in await samples(other)
 
 
 async def test_the_route_speaks_prometheus() -> None:
     metrics = Metrics()
-    metrics.published("S")
+    metrics.published("S", "a.b")
     app: Any = Litestar([metrics_route(metrics)])
     async with AsyncClient(transport=ASGITransport(app), base_url="http://pod") as http:
         answer = await http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
-    assert 'nebengjek_messages_total{consumer="",outcome="published",stream="S"} 1.0' in answer.text
+    assert 'nebengjek_messages_total{consumer="",event="a.b",outcome="published",stream="S"} 1.0' in answer.text
     assert "process_resident_memory_bytes" in answer.text
 
 
@@ -167,7 +198,7 @@ def test_counting_costs_less_than_a_microsecond() -> None:
     def once(rounds: int) -> float:
         started = time.perf_counter()
         for _ in range(rounds):
-            metrics.published("S")
+            metrics.published("S", "a.b")
             metrics.delivered("S", "c", 1, 0)
             metrics.handled("c", 0.004)
             metrics.settled("c", "acked")

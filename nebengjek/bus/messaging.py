@@ -8,7 +8,7 @@ Over 300 lines because the bus is one promise: publish, request, start, drain an
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from nebengjek.bus import last_tries
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable
+from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.gathering import Gatherer
 from nebengjek.bus.handling import Answering, Hearing, Watching, contained
@@ -42,6 +43,7 @@ from nebengjek.bus.interface import (
     PubAck,
     PublishTimeout,
     Retention,
+    StreamInfo,
     StreamSpec,
     Subscription,
     header_text,
@@ -82,10 +84,14 @@ class RemoteError(BusError):
 
 
 class ConsumerHealth(Struct, frozen=True, kw_only=True):
-    """``moving``: attached, its last pull younger than three times a pull's expiry, no breaker open."""
+    """``moving``: attached, its last pull younger than three times a pull's expiry, no breaker open.
+
+    ``event``: the type that it hears. ``lagging``: more is waiting than ``MessageBus`` was told to worry about.
+    """
 
     stream: str
     consumer: str
+    event: str = ""
     lag: int
     ack_pending: int
     redelivered: int
@@ -93,6 +99,19 @@ class ConsumerHealth(Struct, frozen=True, kw_only=True):
     running: int
     blocked_by: str | None
     moving: bool
+    lagging: bool = False
+    paused_until: datetime | None = None
+
+
+class StreamHealth(Struct, frozen=True, kw_only=True):
+    """How full a stream of ours is; bytes, ``max_bytes`` -1 = no limit."""
+
+    stream: str
+    storage: str
+    messages: int
+    bytes: int
+    max_bytes: int
+    consumers: int
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -106,6 +125,7 @@ class Health(Struct, frozen=True, kw_only=True):
     dead_letters: int
     orphans: list[str]
     """``stream/consumer`` of durables that no module wants: on an interest stream they keep every message."""
+    streams: list[StreamHealth] = []
     refusal: str | None = None
     """What the server would not let us make at the start; said until somebody mends it."""
 
@@ -139,7 +159,8 @@ class DrainReport(Struct, frozen=True, kw_only=True):
 class MessageBus:
     """Hand it the broker and the streams, ``wire`` the modules, then ``start``.
 
-    ``begin``: opens a write transaction (for the outbox and the embedded dead letters).
+    ``begin``: opens a write transaction (for the outbox and the embedded dead letters). ``lag_alarm``: messages not
+    delivered yet above which health calls a consumer lagging, 0 = never.
     """
 
     def __init__(
@@ -154,6 +175,7 @@ class MessageBus:
         spans: Spans | None = None,
         retry_delays: Sequence[float] = RETRY_DELAYS,
         window: int = 1024,
+        lag_alarm: int = 0,
         audit: bool = False,
         payloads: Payloads | None = None,
     ) -> None:
@@ -165,6 +187,7 @@ class MessageBus:
         self._codec = Codec(pod_id, clock, payloads)
         self._retry_delays = retry_delays
         self._window = window
+        self._lag_alarm = lag_alarm
         self._audit = audit
         self._established = asyncio.Event()
         self._refusal: str | None = None
@@ -324,10 +347,22 @@ class MessageBus:
         self._background.append(asyncio.create_task(self.outbox.run(), name="outbox relay"))
         self._background += [asyncio.create_task(one.run(), name="last tries") for one in self._last_tries]
 
-    async def _ensure_all(self) -> None:
+    @property
+    def stream_names(self) -> Collection[str]:
+        """The streams that the application wants."""
+        return self._streams.keys()
+
+    async def ensure(self) -> None:
+        """Make what is missing of our streams and of all modules' consumers; bring up to date what is there.
+
+        Raises ApiError, NotPermitted, Misconfigured, Unavailable.
+        """
         await ensure_streams(self.broker, list(self._streams.values()), self._wanted)
         for (stream, _), consumer in self._wanted.items():
             await self._ensure_consumer(stream, consumer)
+
+    async def _ensure_all(self) -> None:
+        await self.ensure()
         if self._established.is_set():
             return
         for module, answering in self._answers:
@@ -453,10 +488,10 @@ class MessageBus:
             return
         soon, self._soon = self._soon, []
         outcomes = self.broker.submit_all([envelope for envelope, _ in soon])
-        stored: Counter[str] = Counter()
+        stored: Counter[tuple[str, str]] = Counter()
         for (envelope, on_ack), outcome in zip(soon, outcomes, strict=True):
             if isinstance(outcome, PubAck):
-                stored[outcome.stream] += 1
+                stored[outcome.stream, _type_in(envelope)] += 1
                 if self._audit:
                     self._log_published(envelope, outcome)
                 if on_ack is not None:
@@ -464,8 +499,8 @@ class MessageBus:
             else:
                 self._spawn(self._land(envelope, outcome, on_ack))
         if stored:
-            for stream, count in stored.items():
-                self._observer.published(stream, count)
+            for (stream, event_type), count in stored.items():
+                self._observer.published(stream, event_type, count)
             self._outstanding -= stored.total()
             self._landed.set()
 
@@ -527,7 +562,7 @@ class MessageBus:
                 self._observer.publish_failed(str(code))
                 raise
             else:
-                self._observer.published(ack.stream)
+                self._observer.published(ack.stream, _type_in(envelope))
                 if self._audit:
                     self._log_published(envelope, ack)
                 return ack
@@ -655,12 +690,13 @@ class MessageBus:
     async def health(self) -> Health:
         """What the bus sees of itself. With the server away the consumers are listed as not moving."""
         consumers = [await self._consumer_health(runner) for runner in self._runners]
-        dead, orphans = 0, []
+        dead, orphans, streams = 0, [], []
         if self.broker.status is ConnectionStatus.UP and self._established.is_set():
             try:
-                dead = await self.dead_letters.count()
+                streams = [_stream_health(await self.broker.stream_info(name)) for name in self._streams]
+                dead = next((info.messages for info in streams if info.stream == DEAD_LETTERS), 0)
                 orphans = await self.orphans()
-            except (ApiError, Unavailable) as error:
+            except (ApiError, NotPermitted, Unavailable) as error:
                 log.warning("health.incomplete", error=str(error))
         return Health(
             status=self.broker.status,
@@ -673,6 +709,7 @@ class MessageBus:
             outbox_backlog=self.outbox.backlog,
             dead_letters=dead,
             orphans=orphans,
+            streams=streams,
         )
 
     def consumers_of(self, module: str) -> list[tuple[str, ConsumerSpec]]:
@@ -692,17 +729,20 @@ class MessageBus:
 
     async def _consumer_health(self, runner: Runner) -> ConsumerHealth:
         lag = ack_pending = redelivered = 0
+        paused_until = None
         attached = self.broker.status is ConnectionStatus.UP and self._established.is_set()
         if attached:
             try:
                 info = await runner.info()
                 lag, ack_pending, redelivered = info.num_pending, info.num_ack_pending, info.num_redelivered
-            except (ApiError, Unavailable):
+                paused_until = info.paused_until
+            except (ApiError, NotPermitted, Unavailable):
                 attached = False
         age = runner.idle_for
         return ConsumerHealth(
             stream=runner.stream,
             consumer=runner.consumer,
+            event=runner.event_type,
             lag=lag,
             ack_pending=ack_pending,
             redelivered=redelivered,
@@ -710,6 +750,8 @@ class MessageBus:
             running=runner.running,
             blocked_by=runner.blocked_by,
             moving=attached and (age < 3 * PULL_EXPIRES or runner.running > 0) and runner.blocked_by is None,
+            lagging=0 < self._lag_alarm < lag,
+            paused_until=paused_until,
         )
 
     def breaker_open(self) -> bool:
@@ -727,6 +769,21 @@ async def _answer_of(outcome: Outcome) -> PubAck:
     if isinstance(outcome, NebengJekError):
         raise outcome
     return outcome
+
+
+def _type_in(envelope: Envelope) -> str:
+    return envelope.subject[: envelope.subject.rfind(".")]
+
+
+def _stream_health(info: StreamInfo) -> StreamHealth:
+    return StreamHealth(
+        stream=info.spec.name,
+        storage=info.spec.storage.value,
+        messages=info.messages,
+        bytes=info.bytes,
+        max_bytes=info.spec.max_bytes,
+        consumers=info.consumers,
+    )
 
 
 def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ from nebengjek.bus.interface import (
 )
 from nebengjek.bus.observing import Observer, Spans
 from nebengjek.bus.tracing import Trace, current, enter, from_headers, leave
-from nebengjek.contracts.message import Event
+from nebengjek.contracts.message import Event, type_of
 from nebengjek.errors import Conflict, Forbidden, Invalid, Unavailable
 
 PULL_EXPIRES = 5.0
@@ -106,6 +106,7 @@ class Runner:
     ) -> None:
         self.stream = stream
         self.consumer = consumer
+        self.event_type = type_of(hearing.event)
         self.spec = spec
         self.handled = 0
         self._broker = broker

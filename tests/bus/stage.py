@@ -113,7 +113,7 @@ class Seen(News):
             self.counts[name] += n
         self.tell()
 
-    def published(self, stream: str, n: int = 1) -> None:
+    def published(self, stream: str, event_type: str, n: int = 1) -> None:
         self._count("published", f"published {stream}", n=n)
 
     def publish_failed(self, code: str) -> None:
