@@ -107,7 +107,10 @@ def test_a_wrong_setting_refuses_every_command_that_needs_them(words: tuple[str,
 # -- run refuses
 
 
-@pytest.mark.parametrize("words", [("--workers", "2", "--modules", "match,rides"), ("--modules", "users,location")])
+@pytest.mark.parametrize(
+    "words",
+    [("--workers", "2", "--modules", "match,rides"), ("--modules", "users,location"), ("--modules", "operator")],
+)
 def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, ...]) -> None:
     result = invoke("run", *words)
     assert result.exit_code == 2
