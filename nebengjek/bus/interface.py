@@ -572,7 +572,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def delete_message(self, stream: str, seq: int) -> None:
-        """Raises ApiError 10043 (no such sequence)."""
+        """Raises ApiError 10043 (no such sequence), 10057 (of a file stream: outside of the first and the last)."""
 
     # consumers
 
@@ -709,7 +709,7 @@ class Broker(ABC):
 
         Each message comes once and in order, whatever breaks meanwhile; durable consumers are not disturbed.
         ``until_drained``: end when all that is stored was read. Whoever stops before the end closes it (``aclosing``).
-        Raises ApiError 10059 when the stream is no more, or is a new one of the name.
+        Raises ApiError 10059 when the stream is no more, or is a new one of the name, 10098 for a work queue.
         """
 
     @abstractmethod

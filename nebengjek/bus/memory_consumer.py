@@ -656,6 +656,18 @@ class MemoryConsumer:
 
     # -- leaving
 
+    def restarted(self) -> None:
+        """The server came back. What was to come again at once is only remembered as not acked."""
+        self.drop_waiters(PullStatus.DISCONNECTED)
+        now = self._clock.monotonic()
+        for seq in self._again_set:
+            entry = self._pending.get(seq)
+            if entry is not None:
+                entry.deadline = min(entry.deadline, now + self.spec.ack_wait)
+        self._again.clear()
+        self._again_set.clear()
+        self._arm(now)
+
     def drop_waiters(self, status: PullStatus) -> None:
         waiting, self.waiting = self.waiting, deque()
         for waiter in waiting:

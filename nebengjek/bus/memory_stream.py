@@ -30,7 +30,6 @@ from nebengjek.bus.interface import (
     Envelope,
     PubAck,
     PublishRefused,
-    PullStatus,
     Retention,
     Storage,
     StoredMessage,
@@ -278,9 +277,12 @@ class MemoryStream(StreamSide):
         return len(chosen)
 
     def delete(self, seq: int) -> None:
-        """Raises ApiError 10043."""
+        """Raises ApiError 10043, 10057."""
         stored = self._messages.get(seq)
         if stored is None:
+            first = self._first_seq if self._messages else self.last_seq + 1
+            if self.spec.storage is Storage.FILE and not first <= seq <= self.last_seq:
+                raise ApiError(10057, f"{seq} lies outside of the stream", status=500)
             raise ApiError(10043, f"sequence {seq} not found")
         self.remove(stored)
 
@@ -459,7 +461,7 @@ class MemoryStream(StreamSide):
     def restarted(self) -> None:
         """The server came back: pulls are gone, ids are remembered only of what is still stored (D4)."""
         for consumer in list(self.consumers.values()):
-            consumer.drop_waiters(PullStatus.DISCONNECTED)
+            consumer.restarted()
             if consumer.spec.in_memory:
                 self._remove_consumer(consumer.name)
         oldest = self.clock.time() - self.spec.duplicate_window

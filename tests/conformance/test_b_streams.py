@@ -279,6 +279,25 @@ async def test_b15_delete_a_message(harness: Harness) -> None:
     assert error.value.code == 10043
 
 
+@pytest.mark.parametrize(("storage", "outside"), [(Storage.MEMORY, 10043), (Storage.FILE, 10057)])
+async def test_b15_what_cannot_be_deleted(harness: Harness, storage: Storage, outside: int) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, storage=storage)
+
+    async def code(seq: int) -> int:
+        with pytest.raises(ApiError) as error:
+            await broker.delete_message("S", seq)
+        return error.value.code
+
+    assert [await code(seq) for seq in (0, 1)] == [outside, outside]
+    await publish(broker, *["s.a"] * 4)
+    await broker.delete_message("S", 1)
+    await broker.delete_message("S", 3)
+    assert [await code(seq) for seq in (1, 3, 5)] == [outside, 10043, outside]
+    await broker.purge_stream("S")
+    assert await code(4) == outside
+
+
 async def test_b15_a_deleted_message_leaves_its_consumers(harness: Harness) -> None:
     broker = await harness.make_broker()
     await stream(broker)

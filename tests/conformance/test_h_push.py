@@ -678,6 +678,14 @@ async def test_h5_until_drained(harness: Harness) -> None:
     assert await broker.consumers("S") == []
 
 
+async def test_h5_a_work_queue_is_not_for_reading(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.WORKQUEUE)
+    with pytest.raises(ApiError) as error:
+        await everything(harness, broker.ordered("S", until_drained=True))
+    assert error.value.code == 10098
+
+
 async def test_h5_what_is_new_is_what_came_after_the_beginning(harness: Harness) -> None:
     broker, other = await harness.make_broker(), await harness.make_broker()
     await stream(broker)
