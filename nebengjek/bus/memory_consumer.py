@@ -531,6 +531,10 @@ class MemoryConsumer:
             self._queue_again(seq)
             self.dispatch()
             return
+        if seq in self._again_set:
+            # Overdue or nak'd before: it is called back, and waits for this.
+            self._again_set.discard(seq)
+            self._again.remove(seq)
         now = self._clock.monotonic()
         backoff = self.spec.backoff
         skew = self._wait(self._redelivered.get(seq, 0)) - backoff[0] if backoff else 0.0

@@ -417,6 +417,30 @@ async def test_f25_a_plain_nak_overrides_a_delay(harness: Harness) -> None:
     assert counts(await pull(harness, broker, expires=T)) == [3]
 
 
+async def test_f25_a_delay_calls_back_what_was_to_come_at_once(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker, ack_wait=T, max_deliver=9)
+    await publish(broker, "s.a", "s.b")
+    (overdue,) = (await here(broker, 1)).messages
+    await harness.advance(T + LATE)
+    began = broker.monotonic()
+    await overdue.nak(2 * T)
+    await harness.advance(T / 4)
+    (other,) = (await here(broker, 2)).messages
+    assert other.seq == 2
+    await other.ack()
+    (again,) = (await pull(harness, broker)).messages
+    assert (again.seq, again.deliveries) == (1, 2)
+    assert 2 * T <= broker.monotonic() - began <= 2 * T + LATE
+    await again.nak()
+    # By the reply of its first delivery.
+    await broker.core_publish("$JS.ACK.S.c.1.1.1.0.0", b'-NAK {"delay": 400000000}')
+    await harness.advance(T / 4)
+    assert seqs(await here(broker)) == []
+    assert counts(await pull(harness, broker)) == [3]
+
+
 async def test_f26_an_old_delivery_ends_the_message_too(harness: Harness) -> None:
     broker = await harness.make_broker()
     await stream(broker)
