@@ -195,9 +195,10 @@ class DeadLetters:
 
 
 def _sendable(headers: Headers) -> dict[str, str]:
-    """Without those that somebody published and we may not: they must not keep their message from being buried."""
-    found = dict(headers)
-    for key, value in headers.items():
+    """Without those that somebody published and we may not, or that spoke to the stream of then: they must not keep
+    their message from being buried."""
+    found = {key: value for key, value in headers.items() if not key.startswith("Nats-") or key == MSG_ID}
+    for key, value in tuple(found.items()):
         try:
             check_headers({key: value})
         except InvalidHeader:

@@ -24,6 +24,25 @@ EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SEQ = "Nats-Expected-Last-Sequence"
 EXPECTED_LAST_SUBJECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_LAST_MSG_ID = "Nats-Expected-Last-Msg-Id"
+SERVERS_OWN = frozenset(
+    {
+        "Nats-Batch-Commit",
+        "Nats-Batch-Id",
+        "Nats-Batch-Sequence",
+        "Nats-Expected-Last-Subject-Sequence-Subject",
+        "Nats-Incr",
+        "Nats-Rollup",
+        "Nats-Schedule",
+        "Nats-Schedule-Next",
+        "Nats-Schedule-TTL",
+        "Nats-Schedule-Target",
+        "Nats-Scheduler",
+        "Nats-Stream-Source",
+        "Nats-TTL",
+    }
+)
+"""Headers with a meaning of their own at some server, and none here: refused rather than stored as if they were mere
+words."""
 MAX_PAYLOAD = 1024 * 1024
 """Bytes of headers and data together that a publish may have (the server's default)."""
 
@@ -42,7 +61,10 @@ class InvalidName(Invalid):
 
 
 class InvalidHeader(Invalid):
-    """A header whose key is empty or not a token, or whose value has CR, LF, or white space at its ends."""
+    """A header whose key is empty or not a token, or whose value has CR, LF, or white space at its ends.
+
+    Or one that would have the server do what this port does not offer (``SERVERS_OWN``).
+    """
 
     code = "INVALID_HEADER"
 
@@ -811,6 +833,8 @@ def check_headers(headers: Headers) -> int:
 def _check_header_key(key: str) -> None:
     if not _HEADER_KEY.fullmatch(key):
         raise InvalidHeader(f"{key[:64]!r} cannot be a header")
+    if key in SERVERS_OWN:
+        raise InvalidHeader(f"{key} would have the server do what is not offered here")
     if len(_good_keys) < 256:
         _good_keys.add(key)
 

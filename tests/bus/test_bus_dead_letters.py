@@ -163,14 +163,27 @@ async def test_a_message_is_held_until_its_dead_letter_is_stored(stage: Stage) -
 
 
 @pytest.mark.parametrize("complaint", ["a" * 499 + " b", "line\r\nbreak\ttab", "é" * 2000, "  "])
-async def test_whatever_the_error_says_it_can_be_stored(memory_stage: Stage, complaint: str) -> None:
+async def test_whatever_the_error_says_it_can_be_stored(stage: Stage, complaint: str) -> None:
     ear, seen = Picky(), Seen()
     ear.complaint = complaint
-    bus = await memory_stage.process(Module(name="m", hears=[on(Thing, ear)]), seen=seen)
+    bus = await stage.process(Module(name="m", hears=[on(Thing, ear)]), seen=seen)
     await bus.publish(Thing())
     await seen.comes_to("termed", 1)
     [dead] = await bus.dead_letters.list()
     assert dead.error.startswith("Reject:")
+
+
+async def test_what_a_publisher_expected_of_its_stream_is_not_expected_of_the_dead_letters(stage: Stage) -> None:
+    hand = Stagehand()
+    bus = await stage.process(*hand.modules(), seen=hand.seen)
+    headers = {"Nats-Expected-Stream": "THINGS", "Nats-Expected-Last-Sequence": "0", "Nats-Msg-Id": "a", "k": "v"}
+    await stage.publish_raw("thing.happened.x", b'{"type":"thing.happened","thing_id":"x"}', headers)
+    await hand.seen.comes_to("termed", 1)
+    [dead] = await bus.dead_letters.list()
+    assert (dead.message_id, dead.headers["k"]) == ("a", "v")
+    hand.picky.content = True
+    await bus.dead_letters.replay(dead.seq)
+    await hand.seen.comes_to("acked thing_happened_picky", 1)
 
 
 async def test_a_body_without_room_for_the_cause_is_cut(stage: Stage) -> None:

@@ -104,6 +104,9 @@ BAD_HEADERS = [
     {"k": " v "},
     {"k": "v\t"},
     {"a/b": "x"},
+    {"Nats-Rollup": "sub"},
+    {"Nats-TTL": "1s"},
+    {"Nats-Incr": "1"},
 ]
 
 
