@@ -135,6 +135,8 @@ class Runner:
         self._last_info: ConsumerInfo | None = None
         self._last_pull = broker.monotonic()
         self._gone_for = 0.0
+        self._missed = False
+        """The server was asked for the consumer and has none, whatever it says to pulls."""
 
     # -- the loop
 
@@ -182,7 +184,8 @@ class Runner:
                     if self._hearing.batch:
                         # Idle, the first message is taken at once; under load the next ones gather meanwhile.
                         await self._park(asyncio.sleep(self._hearing.linger))
-                elif batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
+                elif self._missed or batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
+                    self._missed = False
                     await self._recreate()
                 elif batch.status is not PullStatus.TIMEOUT:
                     # It may say so at once each time, for as long as the connection closes.
@@ -254,17 +257,19 @@ class Runner:
         """The consumer is gone: make it again after its last known ack floor; the pause grows, the warning is one."""
         if self._gone_for == 0.0:
             log.warning("consumer.gone", stream=self.stream, consumer=self.consumer)
-        self._gone_for = min(max(self._gone_for * 2, 0.25), 5.0)
+        pause = self._gone_for = min(max(self._gone_for * 2, 0.25), 5.0)
         try:
             await self._ensure_stream(self.stream)
             await self._broker.create_consumer(self.stream, await self._where_it_was())
+            # It is there, and somebody may be waiting for us; one that goes each time must not make us spin.
+            pause = 0.25
         except ApiError as error:
             # Another pod may have been first; its floor was another one, or the spec would be the same.
             if error.code != CONSUMER_EXISTS:
                 log.warning("consumer.not_created", consumer=self.consumer, error=str(error))
         except Unavailable as error:
             log.warning("consumer.not_created", consumer=self.consumer, error=str(error))
-        await self._park(self._broker.sleep(self._gone_for))
+        await self._park(self._broker.sleep(pause))
 
     async def _where_it_was(self) -> ConsumerSpec:
         """The spec that begins after the last known ack floor; at the beginning if the stream itself is new."""
@@ -282,6 +287,7 @@ class Runner:
             try:
                 await self.info()
             except (BusError, Unavailable) as error:
+                self._missed = isinstance(error, ApiError) and error.status == 404
                 log.debug("consumer.not_seen", consumer=self.consumer, error=str(error))
             await self._broker.sleep(self.spec.ack_wait / 3)
             for delivery in list(self._running):
