@@ -257,6 +257,8 @@ class Runner:
         """The consumer is gone: make it again after its last known ack floor; the pause grows, the warning is one."""
         if self._gone_for == 0.0:
             log.warning("consumer.gone", stream=self.stream, consumer=self.consumer)
+            # A nats-server tells us before it has cleared away a stream: one that is made meanwhile may never answer.
+            await self._park(self._broker.sleep(0.1))
         pause = self._gone_for = min(max(self._gone_for * 2, 0.25), 5.0)
         try:
             await self._ensure_stream(self.stream)

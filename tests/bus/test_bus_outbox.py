@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,7 +23,7 @@ from nebengjek.contracts.message import Event, InvalidSubject
 from nebengjek.database import Database
 from nebengjek.errors import Unavailable
 from nebengjek.module import Module, on
-from tests.bus.stage import Counted, Ear, Lost, News, Noted, Seen, Stage, Thing, within
+from tests.bus.stage import ADVISORIES, AUDIT, DEAD, THINGS, Counted, Ear, Lost, News, Noted, Seen, Stage, Thing, within
 from tests.servers import PostgresServer
 
 
@@ -415,3 +416,83 @@ async def test_two_modules_cannot_say_one_event(memory_stage: Stage) -> None:
     bus.wire("one", [], [], [], says=[Noted])
     with pytest.raises(ValueError, match=r"audit\.noted is said by one and two"):
         bus.wire("two", [], [], [], says=[Noted])
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_jumps_silences_no_relay(stage: Stage, hours: int) -> None:
+    """Not the one that holds the lease, and not the one that takes over from it."""
+    buses = [await stage.process(pod_id="a"), await stage.process(pod_id="b")]
+    await say(buses[0], stage, Noted(n=0))
+    await relayed(*buses)
+    stage.clock.advance(hours * 3600)
+    for n in (1, 2):
+        await say(buses[n - 1], stage, Noted(n=n))
+    await within(relayed(*buses))
+    for holder in buses:
+        async with stage.database.begin() as tx:
+            # As a pod left it that died before the jump.
+            until = stage.clock.seconds() - hours * 3600 + LEASE_SECONDS
+            await tx.execute(update(tables.outbox_lease).values(holder="dead", until=until))
+        stage.clock.advance(LEASE_SECONDS)
+        await say(holder, stage, Noted(n=3 + buses.index(holder)))
+        await within(relayed(*buses))
+    assert [event.n async for event in buses[0].replay(Noted)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.real
+async def test_pods_that_come_and_die_on_postgresql_keep_one_entitys_events_in_order(
+    nats_stage: Stage, bus_postgres: PostgresServer
+) -> None:
+    """Each entity's events are said by all pods in turn, while the relay is killed and its lease ends."""
+    stage = nats_stage
+    url = await asyncio.to_thread(bus_postgres.new_database)
+    databases = [Database(url) for _ in range(4)]
+    async with databases[0].begin() as tx:
+        mine = [tables.outbox, tables.outbox_lease, tables.inbox, tables.dead_letters]
+        await tx.run_sync(lambda connection: tables.outbox.metadata.create_all(connection, tables=mine))
+    effects = [Ear() for _ in databases]
+    buses = [
+        await stage.process(Module(name="m", hears=[on(Noted, effects[i])]), pod_id=f"p{i}", database=database)
+        for i, database in enumerate(databases)
+    ]
+
+    async def speak(entity: int) -> None:
+        for n in range(40):
+            i = (entity + n) % 4
+            async with databases[i].begin() as tx:
+                # Also a pod whose connection is gone writes: its row is relayed by another.
+                await buses[i].outbox.add(tx, Noted(thing_id=f"e{entity}", n=n))
+            if entity == 0 and n in (10, 25):
+                await stage.die(buses[n % 3])
+                stage.clock.advance(LEASE_SECONDS + 0.1)
+
+    await asyncio.gather(*(speak(entity) for entity in range(5)))
+    stage.clock.advance(LEASE_SECONDS + 0.1)
+    await relayed(buses[3])
+    said = [event async for event in buses[3].replay(Noted)]
+    for entity in range(5):
+        assert [event.n for event in said if event.thing_id == f"e{entity}"] == list(range(40))
+    for bus in buses:
+        await stage.end(bus, 1.0)
+    for database in databases:
+        await database.close()
+
+
+async def test_an_event_that_lies_in_the_stream_twice_has_its_effect_once(stage: Stage) -> None:
+    """Published again when the stream had forgotten its id, as by a relay that slept."""
+    short = structs.replace(THINGS, duplicate_window=0.1)
+    effect, seen = Effect(stage), Seen()
+    effect.bus = bus = await stage.process(
+        Module(name="m", hears=[on(Thing, effect)]), seen=seen, specs=(short, AUDIT, DEAD, ADVISORIES)
+    )
+    dying = stage.new_bus()
+    await say(dying, stage, Thing(n=1))
+    async with stage.database.read() as tx:
+        row = (await tx.execute(select(tables.outbox))).one()
+    bus.outbox.ring()
+    await seen.comes_to("acked", 1)
+    await stage.harness.advance(0.3)
+    again = await within(bus.broker.submit(row.subject, row.data, msgspec.json.decode(row.headers)))
+    assert not again.duplicate
+    await seen.comes_to("acked", 2)
+    assert (len(effect.heard), effect.effects) == (2, [Thing(n=1)])
