@@ -240,6 +240,11 @@ def test_masked_shows_every_setting_and_no_secret() -> None:
     assert shown["database.url"] == f"postgresql://app:{MASK}@db.example/nebengjek"
     assert (shown["plugin.chat.api_key"], shown["plugin.chat.lines"]) == (MASK, 3)
     assert (shown["auth.jwt_secret"], shown["admin.api_key"]) == (MASK, MASK)
+    nats = masked(
+        load(env={"NEBENGJEK__NATS__USER": "app", "NEBENGJEK__NATS__PASSWORD": "p", "NATS_URL": "nats://t0ken@n"})
+    )
+    assert (nats["nats.user"], nats["nats.password"], nats["nats.url"]) == ("app", MASK, f"nats://{MASK}@n")
+    assert masked(load(env={"NEBENGJEK__NATS__TOKEN": "t0ken"}))["nats.token"] == MASK
     text = repr(shown)
     for secret in ("hunter2", "a-token", "k" * 32, "an-operator-key", ":pw@"):
         assert secret not in text
