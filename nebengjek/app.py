@@ -39,10 +39,11 @@ from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
-from nebengjek.realtime.mailbox import Mailbox, MemoryMailbox
-from nebengjek.realtime.presence import MemoryPresence, Presence
+from nebengjek.realtime.mailbox import MemoryMailbox
+from nebengjek.realtime.presence import MemoryPresence
 from nebengjek.realtime.redis_mailbox import RedisMailbox
 from nebengjek.realtime.redis_presence import RedisPresence
+from nebengjek.realtime.relay import Relay
 from nebengjek.rides.fares import Tariff
 from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
@@ -102,6 +103,7 @@ class App:
         self._sweepers: list[asyncio.Task[None]] = []
         self._started = False
         self.drained: DrainReport | None = None
+        payloads = Payloads(compress_above=settings.nats.compress_above, keys=settings.nats.sealing_keys)
         self.bus = MessageBus(
             self.broker,
             streams(settings.nats.replicas),
@@ -112,11 +114,11 @@ class App:
             spans=self._spans,
             audit=settings.log.audit,
             lag_alarm=settings.nats.lag_alarm,
-            payloads=Payloads(compress_above=settings.nats.compress_above, keys=settings.nats.sealing_keys),
+            payloads=payloads,
         )
         self.database.on_commit(self.bus.outbox.committed)
         self.state = self._fast_state()
-        self.delivery = Delivery(self._mailbox(), self._presence(), self.clock)
+        self.delivery = self._delivery(payloads)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
         self.modules = [*self._modules(), *self._plugins()]
@@ -154,15 +156,12 @@ class App:
             return MemoryFastState(self.clock)
         return RedisFastState(self.redis)
 
-    def _mailbox(self) -> Mailbox:
+    def _delivery(self, payloads: Payloads) -> Delivery:
         if self.redis is None:
-            return MemoryMailbox(self.clock)
-        return RedisMailbox(self.redis, self.clock)
-
-    def _presence(self) -> Presence:
-        if self.redis is None:
-            return MemoryPresence(self.clock)
-        return RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
+            return Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
+        presence = RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
+        relay = Relay(self.broker, presence, pod_id=self.pod_id, payloads=payloads)
+        return Delivery(RedisMailbox(self.redis, self.clock), presence, self.clock, relay)
 
     def _points(self) -> Points:
         if self.redis is None:
@@ -436,6 +435,7 @@ class App:
         await self._close()
 
     async def _close(self) -> None:
+        await self.delivery.stop()
         if self._spans is not None:
             self._spans.close()
         await self.state.close()

@@ -8,6 +8,7 @@ Over 300 lines: one document, its parts one after the other.
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from nebengjek import contracts
 from nebengjek.bus.interface import StreamSpec
 from nebengjek.contracts.match import Match, MatchStatus
 from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of
+from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, PodPosts
 from nebengjek.contracts.rides import (
     Bill,
     PaymentStatus,
@@ -98,7 +100,8 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS)
     answered = {answering.query for module in modules for answering in module.answers}
     events = sorted({*_contracts(Event), *heard}, key=type_of)
     queries = sorted({*_contracts(Query), *answered}, key=type_of)
-    schemas = _Schemas([*events, *queries, *(answer_type(query) for query in queries), *_frame_types()])
+    between_pods = (PodHeartbeat, PodPosts)
+    schemas = _Schemas([*events, *queries, *(answer_type(query) for query in queries), *_frame_types(), *between_pods])
     channels: Document = {}
     messages: Document = {}
     operations: Document = {}
@@ -108,6 +111,7 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS)
         _add_query(query, schemas, channels, messages)
     _add_phone(schemas, channels, messages, operations)
     _add_modules(modules, operations)
+    _add_pods(schemas, channels, messages, operations)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -338,6 +342,34 @@ def _add_phone(schemas: _Schemas, channels: Document, messages: Document, operat
         },
     }
     operations["phone.hears"] = {**_operation("send", "phone", *told), "summary": "What a phone is told."}
+
+
+def _add_pods(schemas: _Schemas, channels: Document, messages: Document, operations: Document) -> None:
+    """What pods tell each other: core messages, in no stream."""
+    for kind in (PodHeartbeat, PodPosts):
+        messages[kind.__name__] = {
+            "name": kind.__name__,
+            "summary": _summary(kind),
+            "contentType": "application/json",
+            "payload": schemas.of(kind),
+        }
+    said = (
+        (HEARTBEAT, PodHeartbeat, "each five seconds, to every pod"),
+        ("pod.{pod_id}.health", PodHeartbeat, "the answer to an empty request"),
+        ("pod.{pod_id}.deliver", PodPosts, "for phones that this pod holds"),
+        ("session.{user_id}.broadcast", PodPosts, "for a user's phones, when it is not known which pod holds them"),
+    )
+    for address, kind, text in said:
+        name = address.replace("{", "").replace("}", "")
+        parameter = re.findall(r"\{(\w+)\}", address)
+        channels[name] = {
+            "address": address,
+            "description": text,
+            "servers": [{"$ref": "#/servers/bus"}],
+            "messages": {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"}},
+            **({"parameters": {one: {"description": "one token"} for one in parameter}} if parameter else {}),
+        }
+        operations[f"pods.say.{name}"] = {**_operation("send", name, kind.__name__), "summary": "at most once"}
 
 
 def _told(kind: type[Any], schemas: _Schemas) -> Document:

@@ -15,13 +15,16 @@ from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.interface import StreamSpec
 from nebengjek.bus.outbox import WAKE
 from nebengjek.contracts.message import rpc_subject, type_of
+from nebengjek.contracts.pods import BROADCASTS, HEARTBEAT
 from nebengjek.module import Module
-from nebengjek.pods import HEARTBEAT, PHONES
+from nebengjek.pods import PHONES
 from nebengjek.streams import STREAMS, durable_name, stream_of
 
 EVERYTHING = "nebengjek"
 """The user of pods that run several modules: what each of them may, and what operators may."""
 OPERATOR = "operator"
+POSTS = ("pod.*.deliver", BROADCASTS)
+"""Where pods hear what is for their phones."""
 
 
 class User(Struct, frozen=True, kw_only=True):
@@ -90,7 +93,11 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
     if module.name == PHONES:
         # Before its start it asks whether another pod serves the phones.
         publish.append(f"pod.{PHONES}.health")
+        # What one pod hears for a phone of another.
+        publish += POSTS
     subscribe = [f"_INBOX.{module.name}.>", WAKE, HEARTBEAT, "pod.*.health"]
+    if module.name == PHONES:
+        subscribe += POSTS
     subscribe += [f"{type_of(watching.event)}.*" for watching in module.watches]
     subscribe += [f"{rpc_subject(answering.query)} {module.name}" for answering in module.answers]
     return User(name=module.name, publish=_unique(publish), subscribe=_unique(subscribe))

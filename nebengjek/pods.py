@@ -3,32 +3,18 @@
 import os
 import resource
 import time
-from datetime import datetime
 
 import msgspec
-from msgspec import Struct
 
 from nebengjek.bus.interface import ConnectionStatus, CoreMessage
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
+from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, health_subject
 from nebengjek.errors import Misconfigured, Unavailable
 
-HEARTBEAT = "pod.heartbeat"
 PHONES = "users"
 """The module that one pod runs and no other: mailboxes and presence of phones live in its process."""
 FORGOTTEN_AFTER = 10.0
-
-
-class PodHeartbeat(Struct, frozen=True, kw_only=True):
-    """What a pod says of itself. ``embedded``: parts that live in its process and nowhere else."""
-
-    pod_id: str
-    timestamp: datetime
-    active_connections: int
-    memory_usage_mb: float
-    cpu_usage_percent: float
-    modules: list[str]
-    embedded: list[str]
 
 
 class Pods:
@@ -50,7 +36,7 @@ class Pods:
             if not self._listening:
                 await self._bus.broker.subscribe(HEARTBEAT, self._hear)
                 for name in (self._bus.pod_id, *([PHONES] if PHONES in self._modules else [])):
-                    await self._bus.broker.subscribe(f"pod.{name}.health", self._asked)
+                    await self._bus.broker.subscribe(health_subject(name), self._asked)
                 self._listening = True
             await self._bus.broker.core_publish(HEARTBEAT, msgspec.json.encode(self.own()))
         except Unavailable:
@@ -66,7 +52,7 @@ class Pods:
         if PHONES not in self._modules or broker.status is not ConnectionStatus.UP:
             return
         try:
-            reply = await broker.request(f"pod.{PHONES}.health", b"", timeout=1.0)
+            reply = await broker.request(health_subject(PHONES), b"", timeout=1.0)
         except Unavailable:
             return
         other = msgspec.json.decode(reply.data, type=PodHeartbeat)

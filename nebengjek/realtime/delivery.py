@@ -16,10 +16,12 @@ import msgspec
 import structlog
 
 from nebengjek.clock import Clock
+from nebengjek.contracts.pods import UserPost
 from nebengjek.errors import Unavailable
 from nebengjek.realtime.eager import begin
 from nebengjek.realtime.mailbox import Forgotten, Frame, Mailbox
 from nebengjek.realtime.presence import Presence
+from nebengjek.realtime.relay import Relay
 from nebengjek.tokens import Identity
 
 Send = Callable[[Any], Awaitable[None]]
@@ -33,6 +35,7 @@ START_ANEW = 4409
 RING_AGAIN = 0.5
 """Seconds until a mailbox that does not answer is asked again."""
 TRY_AGAIN = 1013
+USERS_AT_ONCE = 500
 
 log = structlog.stdlib.get_logger("nebengjek.realtime")
 
@@ -154,13 +157,54 @@ class Connection:
 
 
 class Delivery:
-    """The connections of this pod, and how an event reaches them."""
+    """The connections of this pod, and how an event reaches them; through ``relay`` those of other pods too."""
 
-    def __init__(self, mailbox: Mailbox, presence: Presence, clock: Clock) -> None:
+    def __init__(self, mailbox: Mailbox, presence: Presence, clock: Clock, relay: Relay | None = None) -> None:
         self.mailbox = mailbox
         self.presence = presence
         self._clock = clock
+        self._relay = relay
         self._by_user: dict[str, dict[str, Connection]] = {}
+
+    async def start(self) -> None:
+        """Be seen by the other pods and hear them."""
+        await self.beat()
+
+    async def stop(self) -> None:
+        if self._relay is not None:
+            await self._relay.stop()
+
+    async def beat(self) -> None:
+        """Each two seconds."""
+        await self.presence.beat()
+        if self._relay is not None:
+            await self._relay.start(self._posted)
+
+    def _posted(self, post: UserPost) -> None:
+        """Another pod heard something for this user."""
+        connections = self._by_user.get(post.user_id)
+        if not connections:
+            return
+        for answer in post.answers:
+            if (one := connections.get(answer.connection_id)) is not None:
+                one.answer(bytes(answer.frame))
+        for connection in connections.values():
+            for kind, frame in post.shown.items():
+                connection.show(kind, bytes(frame))
+            if post.mail:
+                connection.ring()
+
+    async def look_for_mail(self) -> None:
+        """Ring where a mailbox holds more than was sent: what another pod said of it may have been lost."""
+        if self._relay is None:
+            return
+        users = list(self._by_user)
+        for start in range(0, len(users), USERS_AT_ONCE):
+            counts = await self.mailbox.counts(users[start : start + USERS_AT_ONCE])
+            for user_id, count in counts.items():
+                for connection in self._by_user.get(user_id, {}).values():
+                    if (connection.epoch, connection.last_seq) != count:
+                        connection.ring()
 
     async def attach(self, connection: Connection) -> None:
         self._by_user.setdefault(connection.user_id, {})[connection.id] = connection
@@ -179,21 +223,29 @@ class Delivery:
         await self.mailbox.append(user_id, message_id, event, _encode(data))
         for connection in self._by_user.get(user_id, {}).values():
             connection.ring()
+        if self._relay is not None:
+            self._relay.ring(user_id)
 
     def show(self, user_id: str, event: str, data: Any) -> None:
         """A frame that may be missed: only the newest of its kind waits for a slow phone."""
         connections = self._by_user.get(user_id)
-        if not connections:
+        relay = None if self.presence.alone else self._relay
+        if not connections and relay is None:
             return
         frame = encode_frame(event, data)
-        for connection in connections.values():
-            connection.show(event, frame)
+        if connections:
+            for connection in connections.values():
+                connection.show(event, frame)
+        if relay is not None:
+            relay.show(user_id, event, frame)
 
     def answer(self, user_id: str, connection_id: str, frame: bytes) -> None:
-        """The answer to a frame, to the connection that sent it, if it is still here."""
+        """The answer to a frame, to the connection that sent it, if it is still there."""
         connection = self._by_user.get(user_id, {}).get(connection_id)
         if connection is not None:
             connection.answer(frame)
+        elif self._relay is not None and not self.presence.alone:
+            self._relay.answer(user_id, connection_id, frame)
 
     def close_session(self, user_id: str, session_id: str) -> None:
         """Close the sockets of one login (4401)."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ class Mailbox(ABC):
     @abstractmethod
     async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
         """The frames beyond ``seq``, in order and without a gap. Raises Forgotten."""
+
+    @abstractmethod
+    async def counts(self, user_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Epoch and last seq of each user who has a mailbox."""
 
     @abstractmethod
     async def trim(self, user_id: str, seq: int) -> None:
@@ -104,6 +109,9 @@ class MemoryMailbox(Mailbox):
             raise Forgotten(f"what follows {seq} is not kept any more")
         newest.reverse()
         return newest
+
+    async def counts(self, user_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        return {user_id: (self._epoch, self._boxes[user_id].last_seq) for user_id in user_ids if user_id in self._boxes}
 
     async def trim(self, user_id: str, seq: int) -> None:
         box = self._boxes.get(user_id)

@@ -1,5 +1,6 @@
 """Mailboxes on a Redis or Valkey, for all pods: a frame takes its seq in the step that appends it, on the server."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from nebengjek.clock import Clock
@@ -68,6 +69,14 @@ return 1
 """
 
 
+# KEYS: counts.
+_COUNTS = """
+local counts = {}
+for i, key in ipairs(KEYS) do counts[i] = redis.call('HMGET', key, 'epoch', 'seq') end
+return counts
+"""
+
+
 class RedisMailbox(Mailbox):
     """Does not own ``client``. A server that has lost its memory counts anew in another epoch."""
 
@@ -77,6 +86,7 @@ class RedisMailbox(Mailbox):
         self._head = RedisScript(client, _HEAD)
         self._after = RedisScript(client, _AFTER)
         self._trim = RedisScript(client, _TRIM)
+        self._counts = RedisScript(client, _COUNTS)
 
     async def append(self, user_id: str, message_id: str, event: str, data: bytes) -> int:
         begun = b'{"event":"%b","data":%b,"seq":' % (event.encode(), data)
@@ -97,6 +107,11 @@ class RedisMailbox(Mailbox):
         if len(frames) < last - seq:
             raise Forgotten(f"what follows {seq} is not kept any more")
         return [Frame(number, frame.partition(b" ")[2]) for number, frame in enumerate(frames, start=seq + 1)]
+
+    async def counts(self, user_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        found = await self._counts([f"mail:{user_id}" for user_id in user_ids])
+        counts = zip(user_ids, found, strict=True)
+        return {user_id: (epoch.decode(), int(seq or 0)) for user_id, (epoch, seq) in counts if epoch is not None}
 
     async def trim(self, user_id: str, seq: int) -> None:
         await self._trim(_keys(user_id), seq)

@@ -66,7 +66,7 @@ def users(
     auth: dict[str, Any] = {"otp": otp, "accounts": accounts, "debug": otp_debug, "allowed_prefixes": allowed_prefixes}
 
     async def start() -> None:
-        await delivery.presence.beat()
+        await delivery.start()
         await accounts.restore()
 
     return Module(
@@ -114,7 +114,8 @@ def users(
             CancelRide,
         ],
         sweeps=[
-            every(2.0, delivery.presence.beat),
+            every(2.0, delivery.beat),
+            every(5.0, delivery.look_for_mail),
             every(1.0, service.sweep_presence),
             every(1.0, service.close_expired),
             every(3600.0, accounts.forget_old),
