@@ -29,7 +29,8 @@ from nebengjek import log
 from nebengjek.bus import tables
 from nebengjek.bus.interface import Broker, Retention, StreamSpec
 from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import SystemClock
 from nebengjek.contracts.message import Event, uuid7

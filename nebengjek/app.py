@@ -18,7 +18,8 @@ from nebengjek import schema
 from nebengjek.admin import admin_routes
 from nebengjek.asyncapi import asyncapi_route, document
 from nebengjek.bus.interface import Broker
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import DrainReport, MessageBus
 from nebengjek.bus.observing import Spans
 from nebengjek.bus.payloads import Payloads

@@ -6,57 +6,26 @@ One file over 300 lines, because its parts share one state and each delivery pas
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
-
-from msgspec import Struct
+from typing import Any
 
 from nebengjek.bus.interface import (
     Ack,
-    AckTimeout,
     AlreadySettled,
     ConsumerInfo,
     ConsumerSpec,
     Deliver,
     Delivery,
-    Disconnected,
     PullStatus,
     Push,
     Replay,
     SequencePair,
 )
 from nebengjek.bus.memory_clock import BrokerClock, Timer
+from nebengjek.bus.memory_delivery import Connection, Holder, MemoryDelivery, Stored
 
 NEVER = math.inf
-
-
-class Stored(Struct):
-    """A message in a stream. ``claims``: consumers that have not settled it; ``gone``: no longer in the stream."""
-
-    seq: int
-    subject: str
-    headers: Mapping[str, str]
-    data: bytes
-    time: float
-    size: int
-    claims: int
-    gone: bool = False
-    waiters: list[Callable[[], None]] | None = None
-
-    def wake(self) -> None:
-        """Tell those who wait for it that nobody has it in hand any more."""
-        waiters, self.waiters = self.waiters, None
-        for waiter in waiters or ():
-            waiter()
-
-
-class Connection(Protocol):
-    """Whose delivery it is. While it is broken, settling counts as sent with its return; once closed, nothing does."""
-
-    def connected(self) -> bool: ...
-
-    def closed(self) -> bool: ...
 
 
 class StreamSide(ABC):
@@ -81,76 +50,6 @@ class StreamSide(ABC):
     @abstractmethod
     def expired(self, consumer: "MemoryConsumer") -> None:
         """Nobody pulled from it for its inactive threshold: remove it."""
-
-
-class MemoryDelivery(Delivery):
-    """One delivery; the entry of its consumer's list of what is in hand, too."""
-
-    __slots__ = ("_connection", "deadline", "first_seq", "of", "stored")
-
-    def __init__(
-        self,
-        of: "MemoryConsumer",
-        stored: Stored,
-        consumer_seq: int,
-        first_seq: int,
-        deliveries: int,
-        pending: int,
-        deadline: float,
-        connection: Connection,
-    ) -> None:
-        self.of = of
-        self._connection = connection
-        self.is_settled = False
-        self.stored = stored
-        self.stream = of.stream.name
-        self.consumer = of.name
-        self.subject = stored.subject
-        self.headers = stored.headers
-        self.data = stored.data
-        self.seq = stored.seq
-        self.consumer_seq = consumer_seq
-        self.first_seq = first_seq
-        self.deliveries = deliveries
-        self.pending = pending
-        self.deadline = deadline
-
-    @property
-    def time(self) -> datetime:
-        return datetime.fromtimestamp(self.stored.time, UTC)
-
-    async def ack(self) -> None:
-        self.settle()
-        self.of.ack(self.seq)
-
-    async def ack_sync(self, timeout: float = 5.0) -> None:
-        self.settle()
-        if not self._connection.connected():
-            raise AckTimeout("bus", f"{self.stream}:{self.seq} was not confirmed")
-        self.of.ack(self.seq)
-
-    async def nak(self, delay: float = 0.0) -> None:
-        self.settle()
-        self.of.nak(self.seq, delay)
-
-    async def in_progress(self) -> None:
-        if self.is_settled:
-            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        if self._connection.closed():
-            raise Disconnected("bus")
-        self.of.in_progress(self.seq)
-
-    async def term(self, reason: str = "") -> None:
-        self.settle()
-        self.of.term(self.seq, reason, self.consumer_seq, self.deliveries)
-
-    def settle(self) -> None:
-        """Once only: raises AlreadySettled."""
-        if self.is_settled:
-            raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
-        if self._connection.closed():
-            raise Disconnected("bus")
-        self.is_settled = True
 
 
 class Waiter(ABC):
@@ -187,7 +86,7 @@ class Outlet(Waiter):
     def close(self) -> None: ...
 
 
-class MemoryConsumer:
+class MemoryConsumer(Holder):
     """The state of one consumer.
 
     New messages wait in ``_queue``; what was delivered is in ``_pending`` until it is settled; what comes again is
@@ -197,6 +96,7 @@ class MemoryConsumer:
 
     def __init__(self, stream: StreamSide, name: str, spec: ConsumerSpec, *, claims_from: int) -> None:
         self.stream = stream
+        self.stream_name = stream.name
         self.name = name
         self.spec = spec
         self.deleted = False

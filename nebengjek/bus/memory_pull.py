@@ -6,7 +6,8 @@ from typing import Protocol
 
 from nebengjek.bus.interface import Batch, Consumption, Delivery, PullStatus
 from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import Connection, MemoryConsumer, Waiter
+from nebengjek.bus.memory_consumer import MemoryConsumer, Waiter
+from nebengjek.bus.memory_delivery import Connection
 
 NO_WAIT_PATIENCE = 2.0
 """Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""

@@ -8,8 +8,9 @@ import msgspec
 
 from nebengjek.bus.interface import Ack, CoreMessage, PullStatus, Push
 from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import Connection, MemoryConsumer, Outlet
+from nebengjek.bus.memory_consumer import MemoryConsumer, Outlet
 from nebengjek.bus.memory_core import CoreListener, CoreRouter
+from nebengjek.bus.memory_delivery import Connection
 from nebengjek.bus.wire_delivery import Listener, Message, ack_subject
 
 FLOW_PREFIX = "$JS.FC."

@@ -39,8 +39,9 @@ from nebengjek.bus.interface import (
 )
 from nebengjek.bus.jetstream_wire import rfc3339
 from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import MemoryConsumer, Stored, StreamSide
+from nebengjek.bus.memory_consumer import MemoryConsumer, StreamSide
 from nebengjek.bus.memory_core import CoreRouter
+from nebengjek.bus.memory_delivery import Stored
 from nebengjek.bus.memory_push import Pusher
 from nebengjek.bus.memory_subjects import SubjectTable
 

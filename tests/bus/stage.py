@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus import tables
 from nebengjek.bus.handling import Context
 from nebengjek.bus.interface import Broker, Retention, StreamSpec
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.message import Event, Query

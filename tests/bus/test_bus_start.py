@@ -20,8 +20,9 @@ from nebengjek.bus.interface import (
     Storage,
     StreamSpec,
 )
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
 from nebengjek.bus.memory_clock import VirtualClock
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.bus.runner import PULL_EXPIRES
 from nebengjek.module import Module, on

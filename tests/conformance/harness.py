@@ -18,8 +18,9 @@ from nebengjek.bus.interface import (
     StreamSpec,
 )
 from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
 from nebengjek.bus.memory_clock import VirtualClock
+from nebengjek.bus.memory_server import MemoryServer
 from tests.servers import NatsServer
 
 R = TypeVar("R")

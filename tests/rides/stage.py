@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.geo import Location, Point
