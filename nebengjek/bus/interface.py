@@ -45,6 +45,8 @@ SERVERS_OWN = frozenset(
 words."""
 MAX_PAYLOAD = 1024 * 1024
 """Bytes of headers and data together that a publish may have (the server's default)."""
+CORE_PENDING = 65_536
+"""Messages that a core subscription holds while its handler is busy; what comes then is lost, and said in the log."""
 
 
 # -- errors ------------------------------------------------------------------------------------------------

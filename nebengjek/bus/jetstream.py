@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from nebengjek.bus import interface
 from nebengjek.bus.checks import check_consumer, check_consumer_change, check_stream, check_stream_change
 from nebengjek.bus.interface import (
     MAX_PAYLOAD,
@@ -94,6 +95,9 @@ PUBLISH_RETRIES, PUBLISH_PAUSE = 2, 0.25
 """A publish that finds no responders is tried again (ADR-22): a stream's leader may just be changing."""
 CLOSE_PATIENCE = 2.0
 SAME_TRY = 0.25
+SLOW_SAID = 10.0
+HELD = 512 * 1024
+"""Messages on their way to pulls and push consumers, which the server bounds first."""
 MAX_COMPLAINTS = 256
 """So many different refusals are named in the log; a thousand more would say the same."""
 _NO_HEADERS: dict[str, str] = {}
@@ -159,8 +163,9 @@ class _Publish:
 class _Listening(Listener, Subscription):
     """One subscription of ours, on whichever client is the present one."""
 
-    def __init__(self, broker: "JetStreamBroker", subject: str, received: Received, queue: str) -> None:
+    def __init__(self, broker: "JetStreamBroker", subject: str, received: Received, queue: str, pending: int) -> None:
         self.subject = subject
+        self._pending = pending
         self.received = received
         self.queue = queue
         self._broker = broker
@@ -172,7 +177,9 @@ class _Listening(Listener, Subscription):
         if self._client is not client:
             self._client = client
             self.refused = None
-            self._there = await client.subscribe(self.subject, queue=self.queue, cb=self.received)
+            self._there = await client.subscribe(
+                self.subject, queue=self.queue, cb=self.received, pending_msgs_limit=self._pending
+            )
 
     async def stop(self) -> None:
         self._broker.forget(self)
@@ -258,6 +265,8 @@ class JetStreamBroker(Broker, Link, Line):
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
         self._complaints: set[str] = set()
+        self._slow: dict[str, float] = {}
+        """Until when nothing more is said about subscriptions that lose messages."""
         self._not_permitted: set[Violation] = set()
         self._deaf: NotPermitted | None = None
         """Set when we may not listen to our inbox: no answer could ever come."""
@@ -387,7 +396,11 @@ class JetStreamBroker(Broker, Link, Line):
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats_errors.SlowConsumerError):
-            log.error("nats.slow_consumer", subject=error.subject)
+            # Called for each message that is lost; to say it for each would make it worse.
+            subject, now = error.sub.subject, asyncio.get_running_loop().time()
+            if now >= self._slow.get(subject, 0.0):
+                self._slow[subject] = now + SLOW_SAID
+                log.error("subscription.slow", subject=subject, lost="what comes until it has caught up")
             return
         if (refused := violation(error)) is not None:
             self._refused(refused)
@@ -591,8 +604,9 @@ class JetStreamBroker(Broker, Link, Line):
 
         return await self._listen(subject, came, queue or "")
 
-    async def _listen(self, subject: str, received: Received, queue: str) -> _Listening:
-        listening = _Listening(self, subject, received, queue)
+    async def _listen(self, subject: str, received: Received, queue: str, pending: int = HELD) -> _Listening:
+        """``pending``: messages that may wait to be taken; what comes then is lost."""
+        listening = _Listening(self, subject, received, queue, pending)
         self._listening.add(listening)
         if self._attached is not None and not self._attached.is_closed:
             await listening.attach(self._attached)
@@ -908,7 +922,7 @@ class JetStreamBroker(Broker, Link, Line):
                 # One bad message must not end the subscription; the loop's handler reports it.
                 loop.call_exception_handler({"message": f"a core handler failed: {subject}", "exception": error})
 
-        listening = await self._listen(subject, received, queue or "")
+        listening = await self._listen(subject, received, queue or "", interface.CORE_PENDING)
         if self._status is ConnectionStatus.UP and self._attached is not None:
             # Subscribed means that the server knows it.
             try:

@@ -5,12 +5,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
+import structlog
+
+from nebengjek.bus import interface
 from nebengjek.bus.interface import CoreHandler, CoreMessage, Headers, Subscription
 from nebengjek.bus.memory_subjects import SubjectTable
 
 INBOX = "_INBOX."
-PENDING = 65_536
-"""Messages that a subscription holds while its handler is busy; what comes then is lost, as with NATS."""
+
+log = structlog.stdlib.get_logger("nebengjek.bus")
 
 
 class CoreListener(ABC):
@@ -39,6 +42,8 @@ class CoreSubscription(CoreListener, Subscription):
         self._handler = handler
         self._connected = connected
         self._pending: deque[CoreMessage] = deque()
+        self._limit = interface.CORE_PENDING
+        self._is_slow = False
         self._wake: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"subscription {subject}")
@@ -48,9 +53,12 @@ class CoreSubscription(CoreListener, Subscription):
         return self._connected()
 
     def deliver(self, message: CoreMessage) -> None:
-        if len(self._pending) >= PENDING:
-            self._complain("a slow subscription lost a message", None)
+        if len(self._pending) >= self._limit:
+            if not self._is_slow:
+                log.error("subscription.slow", subject=self.subject, lost="what comes until it has caught up")
+            self._is_slow = True
             return
+        self._is_slow = False
         self._pending.append(message)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -62,13 +70,10 @@ class CoreSubscription(CoreListener, Subscription):
                     await self._handler(self._pending.popleft())
                 except Exception as error:
                     # One bad message must not end the subscription; the loop's handler reports it.
-                    self._complain("a core handler failed", error)
+                    context = {"message": f"a core handler failed: {self.subject}", "exception": error}
+                    self._loop.call_exception_handler(context)
             self._wake = self._loop.create_future()
             await self._wake
-
-    def _complain(self, text: str, error: Exception | None) -> None:
-        context = {"message": f"{text}: {self.subject}"}
-        self._loop.call_exception_handler({**context, "exception": error} if error else context)
 
     async def unsubscribe(self) -> None:
         self._router.remove(self)

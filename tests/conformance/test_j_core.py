@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from structlog.testing import capture_logs
 
 from nebengjek.bus.interface import Broker, CoreMessage, NoResponders, RequestTimeout
 from tests.conformance.harness import LATE, Ear, Harness, T, publish, stream, submit
@@ -172,3 +173,47 @@ async def test_j11_one_message_at_a_time(harness: Harness) -> None:
 
     await harness.until(all_done())
     assert (most, order) == (1, [b"0", b"1", b"2", b"3", b"4"])
+
+
+async def test_j12_a_slow_listener_loses_what_it_cannot_hold_and_nobody_else_does(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nebengjek.bus.interface.CORE_PENDING", 16)
+    listener, publisher = await harness.make_broker(), await harness.make_broker()
+    go = asyncio.Event()
+    slow: list[int] = []
+
+    async def hear(message: CoreMessage) -> None:
+        slow.append(int(message.data))
+        await go.wait()
+
+    await listener.subscribe("news", hear)
+    monkeypatch.undo()
+    quick = await Ear(harness).listen(listener, "news")
+    with capture_logs() as logged:
+        await publisher.core_publish("news", b"0")
+        await quick.hears(1)
+        for n in range(1, 200):
+            await publisher.core_publish("news", b"%d" % n)
+        await quick.hears(200)
+    # One is being handled.
+    complaints = [entry for entry in logged if entry["event"] == "subscription.slow"]
+    assert [entry["subject"] for entry in complaints] == ["news"]
+    go.set()
+
+    async def caught_up() -> None:
+        while len(slow) < 17:
+            await listener.sleep(0.01)
+
+    await harness.until(caught_up())
+    assert slow == list(range(17))
+    # It is not deaf.
+    await publisher.core_publish("news", b"1000")
+    await quick.hears(201)
+
+    async def hears_again() -> None:
+        while 1000 not in slow:
+            await listener.sleep(0.01)
+
+    await harness.until(hears_again())
+    assert slow == [*range(17), 1000]
