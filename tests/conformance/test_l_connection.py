@@ -8,6 +8,7 @@ from nebengjek.bus.interface import (
     ApiError,
     Batch,
     ConnectionStatus,
+    CoreMessage,
     Disconnected,
     NoStream,
     PubAck,
@@ -226,3 +227,24 @@ async def test_l10_closing_without_a_server(harness: Harness) -> None:
 async def test_where_shows_no_credentials(harness: Harness) -> None:
     broker = await harness.make_broker()
     assert broker.where == "in this process" or broker.where.startswith("nats://127.0.0.1:")
+
+
+async def test_l11_whoever_gives_up_waiting_takes_nobody_along(harness: Harness) -> None:
+    """Cancelled at each step of asking, listening and pulling: the connection goes on being read."""
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker)
+
+    async def hear(message: CoreMessage) -> None: ...
+
+    for turns in range(12):
+        for work in (broker.subscribe("news", hear), broker.stream_info("S"), broker.pull("S", "c", expires=30)):
+            task = asyncio.ensure_future(work)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait((task,))
+        assert (await harness.until(broker.stream_info("S"), 2)).messages == 0
+    await publish(broker, "s.a")
+    assert seqs(await pull(harness, broker)) == [1]
+    assert broker.connection().reconnects == 0

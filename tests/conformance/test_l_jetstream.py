@@ -1,13 +1,15 @@
 """What only a real server has: people it does not know, domains, other addresses."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import ConnectionStatus, ConsumerSpec, PubAck, StreamSpec
+from nebengjek.bus.interface import ApiError, ConnectionStatus, ConsumerSpec, Disconnected, PubAck, StreamSpec
 from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.jetstream_client import ReadingClient
 from nebengjek.errors import Misconfigured
-from tests.servers import nats_server
+from tests.servers import NatsServer, nats_server
 
 pytestmark = pytest.mark.real
 
@@ -62,3 +64,27 @@ async def test_several_servers_one_of_them_away() -> None:
 async def test_an_address_that_is_none() -> None:
     with pytest.raises(Misconfigured):
         JetStreamBroker("nats://", name="t")
+
+
+async def test_a_reader_that_fails_is_replaced_with_its_connection(
+    conformance_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever nobody thought of: the connection is up, and nobody would read from it."""
+    broker = JetStreamBroker(conformance_nats.fresh_account(), name="reader", reconnect_wait=0.05)
+    await broker.connect()
+    failures = [RuntimeError("what nobody thought of")]
+    build = ReadingClient._build_message
+
+    def fail(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return build(*given)
+
+    monkeypatch.setattr(ReadingClient, "_build_message", fail)
+    with pytest.raises(Disconnected):
+        await broker.stream_info("S")
+    await asyncio.wait_for(broker.wait_connected(), 5)
+    with pytest.raises(ApiError):
+        await broker.stream_info("S")
+    assert broker.connection().reconnects == 1
+    await broker.close()
