@@ -602,7 +602,22 @@ class JetStreamBroker(Broker, Link, Line):
         async def came(message: Msg) -> None:
             received(message)
 
-        return await self._listen(subject, came, queue or "")
+        return await self._listen_surely(subject, came, queue)
+
+    async def _listen_surely(
+        self, subject: str, received: Received, queue: str | None, pending: int = HELD
+    ) -> _Listening:
+        """When it returns the server knows of it, if it is there. Raises NotPermitted."""
+        listening = await self._listen(subject, received, queue or "", pending)
+        if self._status is ConnectionStatus.UP and self._attached is not None:
+            try:
+                await self._attached.flush()
+            except nats_errors.Error as error:
+                log.debug("nats.not_flushed", error=f"{type(error).__name__}: {error}")
+        if listening.refused is not None:
+            self.forget(listening)
+            raise listening.refused
+        return listening
 
     async def _listen(self, subject: str, received: Received, queue: str, pending: int = HELD) -> _Listening:
         """``pending``: messages that may wait to be taken; what comes then is lost."""
@@ -922,17 +937,7 @@ class JetStreamBroker(Broker, Link, Line):
                 # One bad message must not end the subscription; the loop's handler reports it.
                 loop.call_exception_handler({"message": f"a core handler failed: {subject}", "exception": error})
 
-        listening = await self._listen(subject, received, queue or "", interface.CORE_PENDING)
-        if self._status is ConnectionStatus.UP and self._attached is not None:
-            # Subscribed means that the server knows it.
-            try:
-                await self._attached.flush()
-            except nats_errors.Error as error:
-                log.debug("nats.not_flushed", error=f"{type(error).__name__}: {error}")
-        if listening.refused is not None:
-            self.forget(listening)
-            raise listening.refused
-        return listening
+        return await self._listen_surely(subject, received, queue, interface.CORE_PENDING)
 
     async def request(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float
