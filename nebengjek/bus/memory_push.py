@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import msgspec
 
-from nebengjek.bus.interface import Ack, CoreMessage, PullStatus, Push
+from nebengjek.bus.interface import Ack, CoreMessage, Delivery, PullStatus, Push
 from nebengjek.bus.memory_clock import BrokerClock, Timer
 from nebengjek.bus.memory_consumer import MemoryConsumer, Outlet
 from nebengjek.bus.memory_core import CoreListener, CoreRouter
 from nebengjek.bus.memory_delivery import Connection
-from nebengjek.bus.wire_delivery import Listener, Message, ack_subject
+from nebengjek.bus.wire_delivery import ACK_PREFIX, Listener, Message
 
 FLOW_PREFIX = "$JS.FC."
 WINDOW = 2 * 1024 * 1024
 """Bytes under way with flow control; at half of it the listener is asked how far it came."""
+BATCH = 32
 TURN = 256
 """Messages delivered before those who listen get their turn of the loop."""
 
@@ -91,13 +92,15 @@ class Pusher(Outlet):
 
     def feed(self, consumer: MemoryConsumer) -> None:
         self._waits = False
-        for delivery in consumer.take(1, _SERVER):
-            reply = ack_subject(delivery)
-            self._core.deliver(self._push.subject, delivery.data, delivery.headers, reply, about=delivery.subject)
-            self._quiet_since = self._clock.monotonic()
+        deliver, subject = self._core.deliver, self._push.subject
+        for delivery in consumer.take(BATCH, _SERVER):
+            reply = _ack_subject(delivery)
+            deliver(subject, delivery.data, delivery.headers, reply, about=delivery.subject)
             if self._push.flow_control:
-                self._count(len(delivery.data) + len(delivery.subject) + len(reply))
-        self._in_turn += 1
+                self._under_way += len(delivery.data) + len(delivery.subject) + len(reply)
+                self._ask()
+            self._in_turn += 1
+        self._quiet_since = self._clock.monotonic()
         if self._in_turn < TURN:
             self._wait()
         else:
@@ -111,8 +114,8 @@ class Pusher(Outlet):
         self._leave()
         self._core.watchers.discard(self.look)
 
-    def _count(self, size: int) -> None:
-        self._under_way += size
+    def _ask(self) -> None:
+        """How far did you come? Once, when half of the window is under way."""
         if self._question is None and self._under_way > WINDOW // 2:
             self._questions += 1
             self._question = f"{FLOW_PREFIX}{self._consumer.stream.name}.{self._consumer.name}.{self._questions}"
@@ -123,6 +126,7 @@ class Pusher(Outlet):
         if question == self._question:
             self._under_way -= self._question_at
             self._question = None
+            self._ask()
             self._resume()
 
     def _arm_heartbeat(self) -> None:
@@ -142,6 +146,14 @@ class Pusher(Outlet):
 
     def _say(self, what: str, headers: dict[str, str], reply: str | None) -> None:
         self._core.deliver(self._push.subject, b"", {"Status": "100", "Description": what, **headers}, reply)
+
+
+def _ack_subject(delivery: Delivery) -> str:
+    nanos = int(delivery.time.timestamp() * 1_000_000_000)
+    return (
+        f"{ACK_PREFIX}{delivery.stream}.{delivery.consumer}.{delivery.deliveries}.{delivery.seq}"
+        f".{delivery.consumer_seq}.{nanos}.{delivery.pending}"
+    )
 
 
 class Sink(CoreListener, Listener):

@@ -119,10 +119,3 @@ class WireDelivery(Delivery):
         if self.is_settled:
             raise AlreadySettled(f"{self.stream}:{self.seq} was settled")
         self.is_settled = True
-
-
-def ack_subject(delivery: Delivery) -> str:
-    """The reply subject that a server gives this delivery."""
-    nanos = round(delivery.time.timestamp() * 1_000_000_000)
-    numbers = (delivery.deliveries, delivery.seq, delivery.consumer_seq, nanos, delivery.pending)
-    return f"{ACK_PREFIX}{delivery.stream}.{delivery.consumer}.{'.'.join(map(str, numbers))}"
