@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 from pydantic import BaseModel
 
-PAYLOAD = {"id": "a", "n": 1, "text": "x" * 100}
+PAYLOAD: dict[str, Any] = {"id": "a", "n": 1, "text": "x" * 100}
 DATA = msgspec.json.encode(PAYLOAD)
 
 
@@ -69,7 +69,7 @@ async def faststream_in_memory(count: int) -> float:
     async with TestNatsBroker(broker) as running:
         began = time.perf_counter()
         for _ in range(count):
-            await running.publish(PAYLOAD, "peer.thing", stream="PEER")
+            await running.publish(Received(**PAYLOAD), "peer.thing", stream="PEER")
         return count / (time.perf_counter() - began)
 
 
@@ -127,7 +127,7 @@ async def publish_in_a_window(url: str, subject: str, count: int) -> float:
     context = client.jetstream(publish_async_max_pending=1024)
     began = time.perf_counter()
     for number in range(count):
-        await context.publish_async(subject, DATA, headers={"Nats-Msg-Id": f"{began}-{number}"}, wait_stall=30)
+        _ = await context.publish_async(subject, DATA, headers={"Nats-Msg-Id": f"{began}-{number}"}, wait_stall=30)
     await context.publish_async_completed()
     rate = count / (time.perf_counter() - began)
     await client.close()

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 import uvloop
 
@@ -29,7 +30,8 @@ async def measure(server: Child, drivers: int, samples: int) -> tuple[list[float
         await person.say("user.beacon", {"is_active": True, "location": place(rng)})
     passengers = await crowd(server, 100_000, samples, driver=False)
     print(f"  {drivers} drivers online after {time.perf_counter() - began:.0f} s")
-    found, acked = [], []
+    found: list[float] = []
+    acked: list[float] = []
     for passenger in passengers:
         heard = asyncio.get_running_loop().create_future()
         watch(fleet, passenger.user_id, heard)
@@ -38,13 +40,20 @@ async def measure(server: Child, drivers: int, samples: int) -> tuple[list[float
         ack = asyncio.ensure_future(
             passenger.say("user.finder", {"is_active": True, "location": place(rng), "target_location": target})
         )
-        ack.add_done_callback(lambda _, began=started: acked.append((time.perf_counter() - began) * 1000))
+        ack.add_done_callback(timed(acked, started))
         found.append((await asyncio.wait_for(heard, 30) - started) * 1000)
         await ack
         for person in fleet:
             person._wanted.clear()
         await passenger.say("user.finder", {"is_active": False})
     return found, acked
+
+
+def timed(times: list[float], began: float) -> Callable[[object], None]:
+    def took(_: object) -> None:
+        times.append((time.perf_counter() - began) * 1000)
+
+    return took
 
 
 def watch(fleet: list[Person], passenger_id: str, heard: "asyncio.Future[float]") -> None:
@@ -57,7 +66,7 @@ def watch(fleet: list[Person], passenger_id: str, heard: "asyncio.Future[float]"
                 heard.set_result(time.perf_counter())
             return hit
 
-        person.expect(wanted)
+        _ = person.expect(wanted)
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from nebengjek.sql import metadata
 from tests.flows.world import settings_for
 from tests.servers import PostgresServer, postgres_server
 
-assert _every_table_is_imported
+assert _every_table_is_imported is not None
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ class Outbox:
         for event in events:
             module = self._said_by.get(type_of(event), "")
             if module not in self._mine:
-                raise NotPermitted(f"{type_of(event)} is {module}' to say, which this pod does not run")
+                raise NotPermitted(f"{type_of(event)} is {module}'s to say, which this pod does not run")
             envelope = self._codec.envelope(event, trace)
             if envelope.header_bytes + len(envelope.data) > MAX_PAYLOAD:
                 raise MaxPayload(f"{type_of(event)} has more than {MAX_PAYLOAD} bytes")

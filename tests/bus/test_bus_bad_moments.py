@@ -12,8 +12,9 @@ from structlog.typing import EventDict
 
 from nebengjek.bus.handling import Context
 from nebengjek.bus.interface import Batch, Broker, ConnectionStatus, Consumption, PullStatus, StreamSpec
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
 from nebengjek.bus.memory_clock import VirtualClock
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.module import Module, on, on_batch
 from tests.bus.stage import SPECS, Ear, News, Noted, Seen, Stage, Thing, within

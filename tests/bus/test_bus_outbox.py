@@ -377,7 +377,7 @@ async def test_the_outbox_is_asked_in_the_order_of_commits_not_of_ids(stage: Sta
 async def test_a_modules_events_are_relayed_by_a_pod_that_runs_it(stage: Stage) -> None:
     """Another may not be permitted to say them; where both run it, one does."""
     seen = {"things": Seen(), "notes": Seen()}
-    says = {"things": [Counted], "notes": [Noted]}
+    says: dict[str, list[type[Event]]] = {"things": [Counted], "notes": [Noted]}
 
     def pod(running: str) -> MessageBus:
         bus = stage.new_bus(pod_id=running, seen=seen[running])
@@ -398,7 +398,7 @@ async def test_a_modules_events_are_relayed_by_a_pod_that_runs_it(stage: Stage) 
     await relayed(things, notes)
     assert (seen["notes"].counts["published AUDIT"], seen["notes"].counts["published THINGS"]) == (5, 0)
     assert [event.n async for event in notes.replay(Noted)] == list(range(5))
-    with pytest.raises(NotPermitted, match=r"audit\.noted is notes' to say, which this pod does not run"):
+    with pytest.raises(NotPermitted, match=r"audit\.noted is notes's to say, which this pod does not run"):
         await say(things, stage, Noted(n=5))
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.codec import Envelope
-from nebengjek.bus.interface import NoStream, PubAck, PublishTimeout
+from nebengjek.bus.interface import Envelope, NoStream, PubAck, PublishTimeout
 from nebengjek.contracts.message import InvalidSubject
 from nebengjek.errors import NebengJekError, Unavailable
 from nebengjek.module import Module, on

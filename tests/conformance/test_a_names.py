@@ -115,7 +115,7 @@ async def test_a7_a_header_that_would_arrive_otherwise_is_refused(harness: Harne
     broker = await harness.make_broker()
     await stream(broker)
     with pytest.raises(InvalidHeader):
-        broker.submit("s.a", b"", headers)
+        await broker.submit("s.a", b"", headers)
     with pytest.raises(InvalidHeader):
         await broker.core_publish("s.a", b"", headers)
     assert (await broker.stream_info("S")).messages == 0

@@ -359,9 +359,9 @@ async def test_b18_a_payload_beyond_the_limit(harness: Harness) -> None:
     broker = await harness.make_broker()
     await stream(broker)
     with pytest.raises(MaxPayload):
-        broker.submit("s.a", b"x" * (MAX_PAYLOAD + 1), {})
+        await broker.submit("s.a", b"x" * (MAX_PAYLOAD + 1), {})
     with pytest.raises(MaxPayload):
-        broker.submit("s.a", b"x" * (MAX_PAYLOAD - 10), {"k": "v"})
+        await broker.submit("s.a", b"x" * (MAX_PAYLOAD - 10), {"k": "v"})
     with pytest.raises(MaxPayload):
         await broker.core_publish("s.a", b"x" * (MAX_PAYLOAD + 1))
     with pytest.raises(MaxPayload):

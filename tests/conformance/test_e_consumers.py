@@ -302,7 +302,8 @@ async def test_e12_limits_of_a_pull(harness: Harness) -> None:
     await stream(broker)
     await consumer(broker, max_batch=2, max_expires=4 * T, max_bytes=1000)
     await publish(broker, "s.a", "s.a", "s.a")
-    for options in ({"batch": 3}, {"expires": 5 * T}, {"expires": T, "max_bytes": 1001}):
+    wanted: list[dict[str, Any]] = [{"batch": 3}, {"expires": 5 * T}, {"expires": T, "max_bytes": 1001}]
+    for options in wanted:
         batch = await harness.until(broker.pull("S", "c", **{"expires": T, **options}))
         assert batch == Batch([], PullStatus.EXCEEDED), options
     batch = await harness.until(broker.pull("S", "c", batch=2, expires=4 * T, max_bytes=1000))

@@ -247,7 +247,7 @@ async def test_g13_consume_hands_out_what_is_here(harness: Harness) -> None:
     await stream(broker)
     await consumer(broker)
     source = await broker.consume("S", "c", prefetch=20)
-    got = []
+    got: list[int] = []
     await publish(broker, *["s.a"] * 30)
     while len(got) < 30:
         batch = await harness.until(source.next(7))

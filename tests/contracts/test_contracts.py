@@ -38,7 +38,8 @@ def golden(kind: type[Event]) -> dict[str, Any]:
 
 
 def decoded(kind: type[Event], data: dict[str, Any]) -> Event:
-    return CODEC.decode_any(json.dumps(data).encode(), kind)
+    decoded: Event = CODEC.decode_any(json.dumps(data).encode(), kind)
+    return decoded
 
 
 # -- there and back

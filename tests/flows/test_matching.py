@@ -1,6 +1,7 @@
 """Who is proposed to whom, who may answer, and that nobody is ever in two matches."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ FINDER = {"is_active": True, "location": MONAS, "target_location": BUNDARAN_HI}
 BEACON = {"is_active": True, "location": MONAS}
 
 
-async def outcome(phone: Phone, event: str, data: dict[str, object]) -> str:
+async def outcome(phone: Phone, event: str, data: dict[str, Any]) -> str:
     """``OK``, or the code of the refusal."""
     try:
         await phone.say(event, data)

@@ -145,9 +145,9 @@ async def test_without_redis_a_pod_lives_and_is_not_ready(tmp_path: Path, sqlite
 async def test_a_driver_is_no_operator(backend: Backend) -> None:
     async with backend.world() as world:
         driver = await world.driver()
+        key = {"X-API-Key": DEVELOPMENT_ADMIN_KEY}
         for path in ("/admin/streams", "/admin/rides", "/admin/flags", "/admin/pods", "/admin/dead-letters"):
             refused(await driver.http("GET", path), 401, "UNAUTHENTICATED")
-            key = {"X-API-Key": DEVELOPMENT_ADMIN_KEY}
             assert (await world.http.get(path, headers=key)).status_code == 200
             # Nor is an operator a driver.
         refused(await world.http.get("/users/me", headers=key), 401, "UNAUTHENTICATED")

@@ -180,7 +180,7 @@ class Authority:
         self.file = str(folder / f"{name}.pem")
         self._made.cert_pem.write_to_path(self.file)
 
-    def issue(self, name: str, **subject: str) -> tuple[str, str]:
+    def issue(self, name: str, **subject: Any) -> tuple[str, str]:
         """(certificate, key) for a host, an address or a person."""
         made = self._made.issue_cert(name, **subject)
         files = str(self._folder / f"{name}.crt"), str(self._folder / f"{name}.key")

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from nebengjek.bus.interface import CoreMessage, subject_matches
-from nebengjek.bus.memory import MemoryBroker, MemoryServer
+from nebengjek.bus.memory import MemoryBroker
+from nebengjek.bus.memory_server import MemoryServer
 from nebengjek.bus.payloads import Payloads
 from nebengjek.contracts.pods import PodPosts, deliver_subject
 from nebengjek.faststate import connect_redis
