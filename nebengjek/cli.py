@@ -119,6 +119,7 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
     settings = structs.replace(settings, web=web)
     chosen = _chosen_modules(modules)
     if workers > 1:
+        _need_one_for_phones(chosen, workers)
         _need_servers(settings, f"--workers {workers}")
     if chosen is not None:
         _need_servers(settings, f"--modules {','.join(chosen) or OPERATOR}")
@@ -159,6 +160,16 @@ def _chosen_modules(text: str | None) -> list[str] | None:
     if unknown or not chosen:
         raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(MODULES)}")
     return chosen
+
+
+def _need_one_for_phones(chosen: Sequence[str] | None, workers: int) -> None:
+    """Raises Misconfigured: what one worker hears for a phone would never reach a phone at another."""
+    if chosen is None or "users" in chosen:
+        others = ",".join(name for name in MODULES if name != "users")
+        raise Misconfigured(
+            f"--workers {workers} would run the module users {workers} times, but phones are served by one process "
+            f"in this version: run one with --modules users, and beside it --modules {others} --workers {workers}"
+        )
 
 
 def _need_servers(settings: Settings, what: str) -> None:
