@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from nebengjek.errors import Misconfigured, Unavailable
 from nebengjek.sql import UtcDateTime, insert_ignore, metadata
@@ -20,6 +20,8 @@ from nebengjek.sqlite import SqliteEngine
 __all__ = ["Database", "UtcDateTime", "insert_ignore", "metadata"]
 
 CONNECT_SECONDS = 5.0
+STATEMENTS = 500
+"""More than there are: each connection keeps those it has prepared."""
 
 
 class Database:
@@ -28,15 +30,23 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        # Parameters hold phone numbers: they have no place in an error message.
-        options = {"pool_size": pool_size, "max_overflow": pool_size, "hide_parameters": True}
-        self._engine = (
-            SqliteEngine(self.url, **options)
-            if self.is_sqlite
-            else create_async_engine(
-                self.url.set(drivername="postgresql+asyncpg"), connect_args={"timeout": CONNECT_SECONDS}, **options
+        self._engine: SqliteEngine | AsyncEngine
+        self._reading: SqliteEngine | AsyncEngine
+        if self.is_sqlite:
+            self._engine = self._reading = SqliteEngine(self.url)
+        else:
+            self._engine = create_async_engine(
+                self.url.set(drivername="postgresql+asyncpg"),
+                connect_args={"timeout": CONNECT_SECONDS, "prepared_statement_cache_size": STATEMENTS},
+                # Those beyond the pool's size would be opened and closed at each use.
+                pool_size=2 * pool_size,
+                max_overflow=0,
+                pool_use_lifo=True,
+                # Parameters hold phone numbers: they have no place in an error message.
+                hide_parameters=True,
             )
-        )
+            # Who only looks needs no BEGIN and ROLLBACK, each of them a way to the server and back.
+            self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._committed: list[Callable[[AsyncConnection], None]] = []
 
     @property
@@ -67,9 +77,9 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to look with; nothing done on it is kept. Raises Unavailable("database")."""
+        """A connection to look with, not to write: each statement is on its own. Raises Unavailable("database")."""
         with _reaching():
-            async with self._engine.connect() as connection:
+            async with self._reading.connect() as connection:
                 yield connection
 
     async def ping(self) -> None:

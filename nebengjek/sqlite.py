@@ -50,9 +50,15 @@ class SqliteEngine:
     having begun as a reader.
     """
 
-    def __init__(self, url: URL, **options: Any) -> None:
+    def __init__(self, url: URL) -> None:
         self.sync_engine = create_engine(
-            url.set(drivername="sqlite+pysqlite"), connect_args={"cached_statements": 512}, **options
+            url.set(drivername="sqlite+pysqlite"),
+            connect_args={"cached_statements": 512},
+            # Never full: to wait for a connection would be to stop the loop that gives it back.
+            pool_size=10,
+            max_overflow=-1,
+            # Parameters hold phone numbers: they have no place in an error message.
+            hide_parameters=True,
         )
         event.listen(self.sync_engine, "connect", _prepare)
         self._lock = asyncio.Lock()

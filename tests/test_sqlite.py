@@ -120,3 +120,17 @@ async def test_writers_wait_for_each_other_and_readers_for_nobody(tmp_path: Path
             assert not second.done()
             go_on.set()
         assert second.result() == [2, 3]
+
+
+async def test_any_number_may_look_at_once(tmp_path: Path) -> None:
+    async with things(tmp_path) as database:
+        everybody_looks = asyncio.Barrier(60)
+
+        async def look() -> list[int]:
+            async with database.read() as tx:
+                found = await ids(tx)
+                await everybody_looks.wait()
+                return found
+
+        async with asyncio.timeout(8):
+            assert await asyncio.gather(*(look() for _ in range(60))) == [[1, 2, 3]] * 60

@@ -452,7 +452,8 @@ class MatchService:
     async def pickup(self, event: RidePickup, context: Context) -> None:
         """The ride is open: the lock is right, or made right again."""
         async with self._database.begin() as tx:
-            row = await store.match_row(tx, event.match_id)
+            # Locked, or an end that is heard at the same moment would release the two before they are bound again.
+            row = await store.match_row(tx, event.match_id, lock=True)
             if row is None:
                 raise NotFound("the match of this ride is not known yet")
             if row.status != "ACCEPTED":

@@ -268,6 +268,7 @@ async def search(tx: AsyncConnection, search_id: str, *, lock: bool = False) -> 
 # -- matches
 
 _MATCH = select(matches).where(matches.c.match_id == bindparam("match_id"))
+_MATCH_LOCKED = _MATCH.with_for_update()
 _CHANGE_MATCH = update(matches).where(matches.c.match_id == bindparam("of_match"))
 _OF_SEARCH = select(matches).where(matches.c.search_id == bindparam("search_id"))
 _OF_USER = (
@@ -303,10 +304,11 @@ def _move(when: tuple[str, ...]) -> ReturningUpdate[*tuple[Any, ...]]:
     return _CHANGE_MATCH.where(one_of(matches.c.status, when)).values(version=matches.c.version + 1).returning(matches)
 
 
-async def match_row(tx: AsyncConnection, match_id: str) -> Row[Any] | None:
+async def match_row(tx: AsyncConnection, match_id: str, *, lock: bool = False) -> Row[Any] | None:
+    """``lock``: nobody else changes it until the end of the transaction."""
     if not is_id(match_id):
         return None
-    return (await tx.execute(_MATCH, {"match_id": match_id})).first()
+    return (await tx.execute(_MATCH_LOCKED if lock else _MATCH, {"match_id": match_id})).first()
 
 
 async def insert_match(tx: AsyncConnection, **values: Any) -> bool:

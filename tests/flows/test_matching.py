@@ -3,8 +3,12 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
+from sqlalchemy import text
 
+from nebengjek.contracts.rides import RidePickup
+from nebengjek.match import store
 from tests.flows.conftest import Backend
 from tests.flows.world import BUNDARAN_HI, KOTA_TUA, MONAS, Phone, Refused, World, moved
 
@@ -221,6 +225,37 @@ async def _race(world: World, driver: Phone, first: Phone, second: Phone) -> Non
     for phone in (driver, (first, second)[winner]):
         await phone.expect("ride.cancelled", ride_id=pickup["data"]["ride_id"])
     await (first, second)[1 - winner].say("user.finder", {"is_active": False})
+
+
+async def test_a_pickup_that_is_heard_while_the_ride_ends_binds_nobody_again(backend: Backend) -> None:
+    async with backend.world() as world:
+        driver, passenger = await world.driver(), await world.passenger()
+        ride_id = await world.pickup(driver, passenger)
+        told = (await driver.expect("ride.pickup", ride_id=ride_id))["data"]
+        event = msgspec.convert({**told, "type": "ride.pickup", "version": 1}, RidePickup)
+        await world.quiet()
+        match_id, parties = event.match_id, (event.driver_id, event.passenger_id)
+        async with world.app.database.begin() as ending:
+            await store.move(ending, match_id, "CLOSED", when=("ACCEPTED",))
+            await store.release(ending, match_id)
+            hearing = asyncio.create_task(world.handler("match", RidePickup)(event, None))
+            await _waits_for_a_lock(world)
+        await hearing
+        async with world.app.database.read() as tx:
+            assert await store.engaged_among(tx, parties) == set()
+
+
+async def _waits_for_a_lock(world: World) -> None:
+    """Until another transaction waits for the one that is open."""
+    if world.app.database.is_sqlite:
+        await asyncio.sleep(0)  # a writer waits for the other before he says anything to SQLite
+        return
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with asyncio.timeout(8), world.app.database.read() as tx:
+        while not (await tx.execute(waiting)).scalar_one():  # noqa: ASYNC110 - the server is asked
+            await asyncio.sleep(0.005)
 
 
 async def test_a_driver_whose_phone_is_gone_leaves_the_pool_and_returns(backend: Backend) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from nebengjek.app import App
 from nebengjek.clock import ManualClock
+from nebengjek.contracts.message import Event
 from nebengjek.server import Server
 from nebengjek.settings import Settings
 
@@ -251,6 +252,11 @@ class World:
         """Move the clock and let the application look at it."""
         self.clock.advance(seconds)
         await self.app.sweep()
+
+    def handler(self, module: str, event: type[Event]) -> Callable[..., Awaitable[Any]]:
+        """What a module does when it hears such an event."""
+        hears = next(one.hears for one in self.app.modules if one.name == module)
+        return next(hearing.handler for hearing in hears if hearing.event is event)
 
     async def sweeping(self, awaited: Coroutine[Any, Any, T]) -> T:
         """Wait for it, and let the application sweep meanwhile: in life it does so each second."""
