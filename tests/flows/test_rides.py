@@ -23,8 +23,7 @@ async def test_only_the_driver_starts_and_only_where_the_passenger_is(backend: B
         assert (await driver.say("ride.start", ride))["status"] == "ONGOING"
         assert (await driver.say("ride.start", ride))["status"] == "ONGOING"
         for party in (passenger, driver):
-            await party.expect("ride.started", ride_id=ride_id)
-            assert party.count("ride.started") == 1
+            await party.expect_once("ride.started", ride_id=ride_id)
 
 
 async def test_arrival_is_the_drivers_and_counts_once(backend: Backend) -> None:
@@ -42,8 +41,7 @@ async def test_arrival_is_the_drivers_and_counts_once(backend: Backend) -> None:
         assert bill["total_cost"] == bill["adjusted_cost"] == pytest.approx(3000, abs=30)
         again = await driver.say("ride.arrive", {"ride_id": ride_id, "adjustment_factor": 0.5})
         assert again["adjusted_cost"] == bill["adjusted_cost"]
-        await passenger.expect("ride.arrived", ride_id=ride_id)
-        assert passenger.count("ride.arrived") == 1
+        await passenger.expect_once("ride.arrived", ride_id=ride_id)
         assert await outcome(driver, "ride.start", {"ride_id": ride_id}) in ("CONFLICT", "OK")
 
 
@@ -74,7 +72,7 @@ async def test_payment_is_the_passengers_exact_and_once(backend: Backend) -> Non
         assert (await passenger.say("ride.pay", pay))["status"] == "ACCEPTED"
         completed = await driver.expect("ride.completed", ride_id=ride_id)
         assert completed["data"]["payment"]["attempts"] == 2
-        assert driver.count("ride.payment", status="ACCEPTED") == 1
+        await driver.expect_once("ride.payment", status="ACCEPTED")
 
 
 async def test_cash_is_the_drivers_to_say(backend: Backend) -> None:
@@ -164,7 +162,7 @@ async def test_who_does_not_pay_locks_nobody_but_owes(backend: Backend) -> None:
         assert (await passenger.say("ride.pay", {"ride_id": ride_id, "amount": amount}))["status"] == "ACCEPTED"
         await passenger.expect("ride.payment", ride_id=ride_id, status="ACCEPTED")
         await passenger.say("user.finder", FINDER)
-        assert passenger.count("ride.completed") == 1
+        await passenger.expect_once("ride.completed")
 
 
 async def test_a_pickup_that_never_comes_is_cancelled(backend: Backend) -> None:

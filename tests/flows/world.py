@@ -188,6 +188,12 @@ class Phone:
             if frame["event"] == event and all(frame["data"].get(k) == v for k, v in fields.items())
         )
 
+    async def expect_once(self, event: str, **fields: Any) -> None:
+        """Such a frame comes, and when everything that was said has been handled it is the only one."""
+        await self.expect(event, **fields)
+        await self.world.quiet()
+        assert self.count(event, **fields) == 1
+
     async def point(self, place: dict[str, float], **more: Any) -> None:
         """Report a point at the world's time, and wait until it is stored."""
         stamp = self.world.clock.now().isoformat()
