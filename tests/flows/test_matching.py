@@ -237,7 +237,7 @@ async def test_a_pickup_that_is_heard_while_the_ride_ends_binds_nobody_again(bac
         async with world.app.database.begin() as ending:
             await store.move(ending, match_id, "CLOSED", when=("ACCEPTED",))
             await store.release(ending, match_id)
-            hearing = asyncio.create_task(world.handler("match", RidePickup)(event, None))
+            hearing = asyncio.ensure_future(world.handler("match", RidePickup)(event, None))
             await _waits_for_a_lock(world)
         await hearing
         async with world.app.database.read() as tx:
