@@ -39,6 +39,7 @@ def test_the_stream_of_an_event() -> None:
 
 
 def test_durable_names() -> None:
+    """A4."""
     assert durable_name("ride.pickup", "match") == "ride_pickup_match"
     heard = [("ride.pickup", "match"), ("ride.pickup", "users")]
     assert durable_names(heard)["ride.pickup", "users"] == "ride_pickup_users"

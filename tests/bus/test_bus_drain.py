@@ -1,4 +1,4 @@
-"""The end of a process: what runs comes to its end, what does not comes again, nothing is left behind (L4-L6, L10)."""
+"""The end of a process: what runs comes to its end, what does not comes again (L4, L5, L6, L10)."""
 
 import asyncio
 from typing import Any

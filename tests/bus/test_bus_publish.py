@@ -40,6 +40,7 @@ async def test_without_a_stream_it_is_refused(stage: Stage) -> None:
 
 @pytest.mark.parametrize("key", ["a.b", ">", "*", "", "a b", "é"])
 async def test_a_key_cannot_reach_beyond_its_token(memory_stage: Stage, key: str) -> None:
+    """A8."""
     bus = await memory_stage.process()
     with pytest.raises(InvalidSubject):
         await bus.publish(Noted(thing_id=key))

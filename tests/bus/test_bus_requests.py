@@ -1,4 +1,4 @@
-"""Questions and answers between modules: typed, also where they fail (J)."""
+"""Questions and answers between modules: typed, also where they fail (J1, J2, J4, J5)."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What becomes of a message: again with backoff, a dead letter, or done, as its handler says (K1-K4, K10)."""
+"""What becomes of a message: again with backoff, a dead letter, or done, as its handler says (K1, K2, K3, K4, K10)."""
 
 import asyncio
 from typing import Any

@@ -334,6 +334,8 @@ async def test_health_says_what_is_dead_and_what_waits(stage: Stage) -> None:
 
 
 async def test_everything_is_counted(stage: Stage) -> None:
+    """M2."""
+
     async def handle(event: Any, context: Context) -> None:
         if event.n == 1 and context.deliveries == 1:
             raise ValueError("once")

@@ -1,4 +1,4 @@
-"""One trace from the first frame of a phone through every event it causes (J6, M1)."""
+"""One trace from the first frame of a phone through every event it causes (J6, M1, M5)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

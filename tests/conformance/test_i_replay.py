@@ -29,6 +29,7 @@ ABABA = ("s.a", "s.b", "s.a", "s.b", "s.a")
 async def test_i1_where_a_consumer_begins(
     harness: Harness, options: dict[str, Any], stored: list[int], later: list[int]
 ) -> None:
+    """I1-I3, I5: all, last, last of a subject, new, from a sequence on, the last of each; then what is new."""
     broker = await harness.make_broker()
     await stream(broker)
     await publish(broker, *ABABA)
