@@ -97,7 +97,7 @@ class DeadLetters:
         headers[ORIGINAL_ID] = original_id(headers, message.stream, message.seq)
         headers.pop(ONLY_FOR, None)
         headers |= {
-            MSG_ID: self._id_of(message, consumer),
+            MSG_ID: self.id_of(message, consumer),
             _SUBJECT: message.subject,
             _STREAM: message.stream,
             _SEQ: str(message.seq),
@@ -125,17 +125,14 @@ class DeadLetters:
         self._observer.dead_letter(consumer, reason)
         log.error("message.dead", stream=message.stream, seq=message.seq, consumer=consumer, reason=reason)
 
-    async def holds(self, message: StoredMessage, consumer: str) -> bool:
-        """Was it added before, however long ago? Looks at all of the consumer's."""
-        named = self._id_of(message, consumer)
-        subject = f"dead_letter.{message.stream}.{consumer}"
+    async def ids(self, stream: str, consumer: str) -> set[str]:
+        """``id_of`` all that were added for this consumer, however long ago."""
+        subject = f"dead_letter.{stream}.{consumer}"
         async with aclosing(self._broker.ordered(STREAM, subject, headers_only=True, until_drained=True)) as letters:
-            async for letter in letters:
-                if letter.headers.get(MSG_ID) == named:
-                    return True
-        return False
+            return {letter.headers.get(MSG_ID, "") async for letter in letters}
 
-    def _id_of(self, message: StoredMessage, consumer: str) -> str:
+    def id_of(self, message: StoredMessage, consumer: str) -> str:
+        """The message id of its dead letter."""
         named: str | int = message.seq
         if not self._broker.durable:
             # A broker that restarted counts from 1 again: the sequence alone would name another message.

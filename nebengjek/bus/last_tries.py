@@ -26,7 +26,7 @@ from nebengjek.errors import Unavailable
 STREAM = "ADVISORY_STREAM"
 SUBJECT = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"
 REASON = "process died on the last try"
-BATCH = 16
+BATCH = 64
 AGAIN = 5.0
 """Seconds until what could not be stored is tried again."""
 
@@ -87,8 +87,7 @@ class LastTries:
         try:
             while self._broker.status is not ConnectionStatus.CLOSED:
                 batch = await source.next(BATCH)
-                for delivery in batch.messages:
-                    await self._handle(delivery)
+                await self._handle(batch.messages)
                 if batch.status in (PullStatus.NO_CONSUMER, PullStatus.CONSUMER_DELETED):
                     pause = min(max(0.25, pause * 2), 5.0)
                     await self._broker.sleep(pause)
@@ -100,24 +99,34 @@ class LastTries:
         finally:
             await source.close()
 
-    async def _handle(self, delivery: Delivery) -> None:
-        exhausted = _decoder.decode(delivery.data)
-        try:
-            await self._bury(exhausted)
-        except (BusError, Unavailable) as error:
-            log.error(
-                "dead_letter.failed",
-                consumer=exhausted.consumer,
-                stream=exhausted.stream,
-                seq=exhausted.stream_seq,
-                error=str(error),
-            )
-            await delivery.nak(AGAIN)
-            return
-        await delivery.ack()
+    async def _handle(self, deliveries: list[Delivery]) -> None:
+        written: dict[tuple[str, str], set[str]] = {}
+        for delivery in deliveries:
+            try:
+                exhausted = _decoder.decode(delivery.data)
+            except msgspec.DecodeError as error:
+                log.error("advisory.undecodable", seq=delivery.seq, error=str(error))
+                await delivery.term("no advisory")
+                continue
+            try:
+                await self._bury(exhausted, written)
+            except (BusError, Unavailable) as error:
+                log.error(
+                    "dead_letter.failed",
+                    consumer=exhausted.consumer,
+                    stream=exhausted.stream,
+                    seq=exhausted.stream_seq,
+                    error=str(error),
+                )
+                await delivery.nak(AGAIN)
+            else:
+                await delivery.ack()
 
-    async def _bury(self, exhausted: _Exhausted) -> None:
-        """The dead letter first, then the end of the message: on an interest stream it would block all others."""
+    async def _bury(self, exhausted: _Exhausted, written: dict[tuple[str, str], set[str]]) -> None:
+        """The dead letter first, then the end of the message: on an interest stream it would block all others.
+
+        ``written``: the dead letters that a consumer has, as far as this batch has asked.
+        """
         stream, consumer, seq = exhausted.stream, exhausted.consumer, exhausted.stream_seq
         try:
             stored = await self._broker.get_message(stream, seq)
@@ -127,7 +136,9 @@ class LastTries:
             # Somebody settled it late, or its time was over.
             log.info("message.gone", stream=stream, consumer=consumer, seq=seq)
             return
-        if not await self._dead_letters.holds(stored, consumer):
+        if (stream, consumer) not in written:
+            written[stream, consumer] = await self._dead_letters.ids(stream, consumer)
+        if self._dead_letters.id_of(stored, consumer) not in written[stream, consumer]:
             await self._dead_letters.add(stored, consumer=consumer, deliveries=exhausted.deliveries, reason=REASON)
         try:
             await self._broker.give_up(stream, consumer, seq, REASON)

@@ -139,9 +139,10 @@ async def test_what_is_not_ours_or_gone_is_nothing(stage: Stage) -> None:
     for stream, consumer in (("THINGS", "somebody_elses"), ("OTHER", "c")):
         body = f'{{"stream":"{stream}","consumer":"{consumer}","stream_seq":1,"deliveries":3}}'
         await broker.core_publish(subject.format(stream, consumer), body.encode())
+    await broker.core_publish(subject.format("THINGS", CONSUMER), b"no advisory")
     seen = Seen()
     bus = await stage.process(module(), seen=seen)
-    await handled(bus, 1)
+    await handled(bus, 2)
     assert (await bus.broker.consumer_info(ADVISORIES.name, "dead_letters_m")).num_pending == 0
     assert await bus.dead_letters.count() == 0
     assert seen.counts[DIED] == 0
