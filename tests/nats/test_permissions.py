@@ -162,7 +162,7 @@ async def test_a_module_that_says_hears_or_answers_what_is_anothers_is_refused(p
             before = (await match.bus.publish(ours)).seq
             # Saying.
             await refused(rides.bus.publish(ours), "rides", f"match.unavailable.{ours.passenger_id}")
-            with pytest.raises(NotPermitted, match=r"match\.unavailable is match' to say"):
+            with pytest.raises(NotPermitted, match=r"match\.unavailable is match's to say"):
                 async with rides.database.begin() as tx:
                     await rides.bus.outbox.add(tx, ours)
             assert (await match.broker.stream_info("MATCH_STREAM")).last_seq == before
