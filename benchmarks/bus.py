@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
 
+import structlog
 import uvloop
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
@@ -300,7 +301,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller, under a minute")
     options = parser.parse_args()
     scale, rounds = (1, 2) if options.quick else (3, 3)
-    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     report = Report()
     with tempfile.TemporaryDirectory() as folder, nats_server() as server:
         uvloop.run(in_memory(report, Path(folder), scale, rounds))
