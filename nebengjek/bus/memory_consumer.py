@@ -201,6 +201,9 @@ class MemoryConsumer(Holder):
             if advise:
                 reason = "Unacknowledged message was deleted"
                 self._advise("MSG_TERMINATED", "terminated", seq, entry.consumer_seq, entry.deliveries, reason=reason)
+            elif entry.first_seq > self._floor.consumer:
+                # A purge: the server's floor jumps to what it took, over what is still in hand below.
+                self._floor = SequencePair(entry.first_seq, self._floor.stream)
             self._forget(seq)
             self._moved()
         elif seq in self._exhausted:

@@ -290,6 +290,21 @@ async def test_b27_a_purge_takes_from_every_retention(harness: Harness, retentio
     assert (info.messages, info.first_seq) == (0, 5)
 
 
+async def test_b27_the_ack_floor_jumps_over_what_a_purge_leaves(harness: Harness) -> None:
+    broker = await harness.make_broker()
+    await stream(broker)
+    await consumer(broker)
+    await publish(broker, "s.a", "s.a", "s.b")
+    first, second, _ = (await here(broker, 3)).messages
+    await broker.purge_stream("S", subject="s.b")
+    info = await broker.consumer_info("S", "c")
+    assert (info.ack_floor.consumer, info.num_ack_pending) == (3, 2)
+    await first.ack_sync()
+    await second.ack_sync()
+    info = await broker.consumer_info("S", "c")
+    assert (info.ack_floor.consumer, info.num_ack_pending) == (3, 0)
+
+
 async def test_b28_the_first_and_the_last_of_many(harness: Harness) -> None:
     broker = await harness.make_broker()
     await stream(broker)

@@ -91,6 +91,8 @@ class Story:
         self.trace.append(("published", ack.seq, ack.duplicate))
 
     async def _pull(self, name: str, batch: int) -> None:
+        # A server's consumers hear of a message a little after its publisher.
+        await self._harness.advance(0.02)
         # A stalled consumer does not answer a pull that does not wait; one with a short expiry ends in both.
         info = await self._broker.consumer_info("S", name)
         room = info.spec.max_ack_pending - info.num_ack_pending
