@@ -126,7 +126,8 @@ async def test_while_much_is_published(stage: Stage) -> None:
     """Each is stored once, each is handled, whatever of it the server had taken when it went."""
     seen = Seen()
     ear = Ear()
-    bus = await stage.process(Module(name="m", hears=[on(Noted, ear)]), seen=seen)
+    # What was on its way to us when the server went comes again when its ack wait is over.
+    bus = await stage.process(Module(name="m", hears=[on(Noted, ear, ack_wait=2.0)]), seen=seen)
     answers: list[Any] = []
     waiting = [asyncio.create_task(bus.publish(Noted(n=n))) for n in range(100)]
     for n in range(100, 200):
