@@ -147,7 +147,7 @@ class DeadLetters:
             if len(found) == limit:
                 break
             try:
-                found.append(_shown(await self._broker.get_message(STREAM, seq)))
+                found.append(shown(await self._broker.get_message(STREAM, seq)))
             except ApiError as error:
                 if error.code != 10037:
                     raise
@@ -158,7 +158,7 @@ class DeadLetters:
 
     async def show(self, seq: int) -> DeadLetter:
         """Raises NotFound."""
-        return _shown(await self._get(seq))
+        return shown(await self._get(seq))
 
     async def replay(self, seq: int) -> DeadLetter:
         """Publish it again, for the one consumer that failed; it leaves the dead letters. Raises NotFound."""
@@ -168,13 +168,13 @@ class DeadLetters:
         headers[ONLY_FOR] = message.headers[_CONSUMER]
         await self._send(Envelope.of(message.headers[_SUBJECT], message.data, headers))
         await self._remove(message)
-        return _shown(message)
+        return shown(message)
 
     async def drop(self, seq: int) -> DeadLetter:
         """Forget it. Raises NotFound."""
         message = await self._get(seq)
         await self._remove(message)
-        return _shown(message)
+        return shown(message)
 
     async def _get(self, seq: int) -> StoredMessage:
         try:
@@ -203,7 +203,8 @@ def _sendable(headers: Headers) -> dict[str, str]:
     return found
 
 
-def _shown(message: StoredMessage) -> DeadLetter:
+def shown(message: StoredMessage) -> DeadLetter:
+    """A message of DEAD_LETTER_STREAM, for people."""
     headers: Headers = message.headers
     return DeadLetter(
         seq=message.seq,

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus import last_tries
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
-from nebengjek.bus.codec import EVENT_TYPE, ONLY_FOR, Codec, Undecodable
+from nebengjek.bus.codec import ONLY_FOR, Codec, Received, Undecodable
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.gathering import Gatherer
@@ -491,7 +491,7 @@ class MessageBus:
         stored: Counter[tuple[str, str]] = Counter()
         for (envelope, on_ack), outcome in zip(soon, outcomes, strict=True):
             if isinstance(outcome, PubAck):
-                stored[outcome.stream, envelope.headers[EVENT_TYPE]] += 1
+                stored[outcome.stream, _type_in(envelope)] += 1
                 if self._audit:
                     self._log_published(envelope, outcome)
                 if on_ack is not None:
@@ -753,6 +753,15 @@ class MessageBus:
             lagging=0 < self._lag_alarm < lag,
             paused_until=paused_until,
         )
+
+    def read(self, message: Received, kind: type[E]) -> E:
+        """The event that a message of a stream is. Raises Undecodable."""
+        return self._codec.decode(message, kind)
+
+    @property
+    def under_way(self) -> int:
+        """Handlers, answers and publishes that have begun and not ended."""
+        return sum(runner.running for runner in self._runners) + len(self._tasks) + self._outstanding
 
     def breaker_open(self) -> bool:
         return any(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values())
