@@ -71,13 +71,17 @@ class UserBeacon(UserEvent, frozen=True, kw_only=True, tag="user.beacon"):
 
 
 class UserFinder(UserEvent, frozen=True, kw_only=True, tag="user.finder"):
-    """A passenger looks for a driver, or no longer."""
+    """A passenger looks for a driver, or no longer.
+
+    ``began``: the version with which he began to. One that is sent again, without having been switched off, goes on.
+    """
 
     is_active: bool
     passenger: PassengerCard
     location: Location | None = None
     target_location: Location | None = None
     vehicle_type: VehicleType | None = None
+    began: int = 0
 
 
 class UserPresence(UserEvent, frozen=True, kw_only=True, tag="user.presence"):

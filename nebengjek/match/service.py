@@ -205,14 +205,14 @@ class MatchService:
         async with self._database.begin() as tx:
             if not await store.finder_is_new(tx, event.user_id, event.version):
                 return
-            current = await store.open_search_of(tx, event.user_id)
+            current = over = await store.open_search_of(tx, event.user_id)
+            if current is not None and (not event.is_active or event.began > current.finder_version):
+                # Switched off, also if the word of that comes later than what he seeks now, or never.
+                await store.close_search(tx, current.search_id, "ENDED")
+                await self._end_proposals(tx, "cancelled", search_id=current.search_id)
+                current = None
             if not event.is_active:
-                if current is not None:
-                    await store.close_search(tx, current.search_id, "ENDED")
-                    await self._end_proposals(tx, "cancelled", search_id=current.search_id)
-                    search_id = current.search_id
-                else:
-                    return
+                search_id = None
             elif await store.engaged_among(tx, [event.user_id]):
                 # users let it pass, so the end of the ride is on its way to us too and this event overtook it. Who is
                 # still engaged after some seconds got engaged meanwhile: he is not matched, whatever arrives.
@@ -221,11 +221,11 @@ class MatchService:
                 return
             else:
                 search_id = await self._search(tx, event, current, now)
-        if event.is_active and event.location is not None:
+        if over is not None and over.search_id != search_id:
+            await self._pool.close_search(over.search_id)
+        if search_id is not None and event.location is not None:
             await self._pool.open_search(search_id, event.location)
             await self._dispatch(search_id)
-        else:
-            await self._pool.close_search(search_id)
 
     async def _search(self, tx: AsyncConnection, event: UserFinder, current: Row[Any] | None, now: datetime) -> str:
         assert event.location is not None

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,6 +21,12 @@ from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.users import store
 from nebengjek.users.frames import Active, BeaconData, FinderData, FinderState, PhonePoint
+
+
+class _Sought(FinderData, frozen=True, kw_only=True):
+    """An open search as the user's row keeps it."""
+
+    began: int = 0
 
 
 class UsersService:
@@ -82,7 +89,8 @@ class UsersService:
 
     async def _find(self, tx: AsyncConnection, row: Row[Any], data: FinderData) -> UserFinder:
         now = self._clock.now()
-        sought = msgspec.json.encode(data).decode() if data.is_active else None
+        began = msgspec.json.decode(row.finder, type=_Sought).began if row.finder else row.version + 1
+        sought = msgspec.json.encode(_Sought(**structs.asdict(data), began=began)).decode() if data.is_active else None
         version = await store.change_finder(tx, row.id, now, is_active=data.is_active, finder=sought)
         event = UserFinder(
             user_id=row.id,
@@ -92,6 +100,7 @@ class UsersService:
             location=_place(data.location),
             target_location=data.target_location,
             vehicle_type=data.vehicle_type,
+            began=began,
         )
         await self._bus.outbox.add(tx, event)
         return event

@@ -304,6 +304,18 @@ async def test_each_has_his_own_switch(tmp_path: Path) -> None:
             await on.users.beacon("0192f0c0-7c4e-7a31-9d5b-5b1f0f3a1c01", BeaconData(is_active=False))
 
 
+async def test_a_finder_says_with_which_version_its_search_began(tmp_path: Path) -> None:
+    async with stage(tmp_path, UserFinder) as on:
+        passenger, _ = await on.login()
+        looking = FinderData(is_active=True, location=HERE, target_location=HERE_TOO)
+        for data in (looking, looking, FinderData(is_active=False), looking, looking):
+            await on.users.finder(passenger.user_id, data)
+        await on.until(lambda: len(on.said) == 5)
+        first, again, _, second, later = sorted(on.heard(UserFinder), key=lambda finder: finder.version)
+        assert first.began == again.began == first.version
+        assert second.began == later.began == second.version
+
+
 async def test_an_end_that_overtakes_its_beginning_binds_nobody(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
         identity, _ = await on.login()
