@@ -19,6 +19,7 @@ from nebengjek import schema
 from nebengjek.app import App
 from nebengjek.clock import ManualClock
 from nebengjek.database import Database
+from nebengjek.settings import Settings
 from tests.flows.world import World, running, settings_for
 from tests.servers import NatsServer, PostgresServer, nats_server, postgres_server, valkey_server
 
@@ -71,10 +72,13 @@ class Backend:
         database_url = given.pop("database_url")
 
         def make(clock: ManualClock) -> App:
-            return App(settings_for(database_url, **given), clock=clock, sweeping=sweeping)
+            return self.app(settings_for(database_url, **given), clock, sweeping)
 
         async with running(make) as world:
             yield world
+
+    def app(self, settings: Settings, clock: ManualClock, sweeping: bool) -> App:
+        return App(settings, clock=clock, sweeping=sweeping)
 
 
 class Embedded(Backend):

@@ -89,6 +89,7 @@ async def test_the_nearest_are_proposed_and_not_more_than_allowed(backend: Backe
         for number, driver in enumerate(drivers):
             place = moved(MONAS, 1000 - 300 * number)
             await driver.say("user.beacon", {"is_active": True, "location": place})
+        await world.quiet()
         await passenger.say("user.finder", FINDER)
         await passenger.expect("match.found", driver_id=drivers[2].user_id)
         await passenger.expect("match.found", driver_id=drivers[1].user_id)
