@@ -10,6 +10,7 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -217,7 +218,7 @@ class Runner:
         if self._hearing.batch:
             self._running.update(dict.fromkeys(messages))
             await self._slots.acquire()
-            self._start(self._handle_batch(messages), messages)
+            self._start(partial(self._handle_batch, messages), messages)
             return
         for message in messages:
             self._running[message] = None
@@ -227,17 +228,17 @@ class Runner:
                 self._slots.release()
                 await self._nak(message, 0.0)
             else:
-                self._start(self._handle(message), (message,))
+                self._start(partial(self._handle, message), (message,))
 
-    def _start(self, work: Awaitable[None], held: Sequence[Delivery]) -> None:
+    def _start(self, work: Callable[[], Awaitable[None]], held: Sequence[Delivery]) -> None:
         task = asyncio.create_task(self._hold(work, held))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    async def _hold(self, work: Awaitable[None], held: Sequence[Delivery]) -> None:
+    async def _hold(self, work: Callable[[], Awaitable[None]], held: Sequence[Delivery]) -> None:
         """Whatever becomes of ``work``: what it did not settle is no longer kept from coming again."""
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             for delivery in held:
                 if delivery in self._running:
