@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus import last_tries
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
-from nebengjek.bus.codec import ONLY_FOR, Codec, Received, Undecodable
+from nebengjek.bus.codec import EVENT_TYPE, ONLY_FOR, Codec, Received, Undecodable
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.gathering import Gatherer
@@ -491,7 +491,7 @@ class MessageBus:
         stored: Counter[tuple[str, str]] = Counter()
         for (envelope, on_ack), outcome in zip(soon, outcomes, strict=True):
             if isinstance(outcome, PubAck):
-                stored[outcome.stream, _type_in(envelope)] += 1
+                stored[outcome.stream, envelope.headers[EVENT_TYPE]] += 1
                 if self._audit:
                     self._log_published(envelope, outcome)
                 if on_ack is not None:
