@@ -28,6 +28,9 @@ QUIET = ("alembic", "asyncio", "httpcore", "httpx", "sqlalchemy.engine", "uvicor
 
 _json = msgspec.json.Encoder(enc_hook=repr)
 
+_chain: list[structlog.typing.Processor] = []
+"""One list for good: a logger keeps the list that it was first used with, so another one would pass it by."""
+
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
@@ -55,12 +58,13 @@ def configure(
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.StackInfoRenderer(),
     ]
+    _chain[:] = [
+        structlog.stdlib.filter_by_level,
+        *shared,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=_chain,
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

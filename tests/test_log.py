@@ -9,6 +9,7 @@ from typing import Any
 import jwt
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from nebengjek.bus.tracing import new_trace, tracing
 from nebengjek.contracts.message import uuid7
@@ -23,13 +24,14 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ("nebengjek.bus", *QUIET)}
+    before = structlog.get_config()
     yield io.StringIO()
     root.handlers = handlers
     root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
+    for name, quiet in levels.items():
+        logging.getLogger(name).setLevel(quiet)
     logging.captureWarnings(False)
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -141,3 +143,15 @@ def test_a_value_that_is_no_json_is_said_in_words(stream: io.StringIO) -> None:
     configure(format="json", stream=stream)
     get_logger("x").info("odd", kind=ValueError, bad="\ud800", n=float("nan"))
     assert lines(stream)[0]["event"] == "odd"
+
+
+def test_a_logger_that_was_used_follows_what_is_configured_later(stream: io.StringIO) -> None:
+    configure(format="json", stream=io.StringIO())
+    used = get_logger("nebengjek.rides")
+    used.info("first")
+    configure(format="json", stream=stream)
+    with capture_logs() as captured:
+        used.info("captured")
+    used.info("second")
+    assert [line["event"] for line in captured] == ["captured"]
+    assert [line["event"] for line in lines(stream)] == ["second"]
