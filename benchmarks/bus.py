@@ -28,11 +28,12 @@ from benchmarks import bus_peers
 from benchmarks.bus_peers import Countdown
 from benchmarks.people import percentile
 from nebengjek.bus import tables
-from nebengjek.bus.interface import Broker, Retention, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import Retention, StreamSpec
 from nebengjek.clock import SystemClock
 from nebengjek.contracts.message import Event, uuid7
 from nebengjek.database import Database, metadata

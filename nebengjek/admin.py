@@ -12,8 +12,10 @@ from litestar.params import FromPath, FromQuery, PathParameter, QueryParameter
 from msgspec import Struct
 
 from nebengjek.bus.dead_letters import DeadLetter
-from nebengjek.bus.interface import ApiError, ConsumerInfo, NotPermitted, StreamInfo, check_subject
+from nebengjek.bus.errors import ApiError, NotPermitted
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import ConsumerInfo, StreamInfo
+from nebengjek.bus.subjects import check_subject
 from nebengjek.errors import Conflict, Forbidden, Invalid, NebengJekError, NotFound
 from nebengjek.web import exception_handlers
 

@@ -18,8 +18,8 @@ from nebengjek import schema
 from nebengjek.admin import admin_routes
 from nebengjek.asyncapi import asyncapi_route, document
 from nebengjek.bus.interface import Broker
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import DrainReport, MessageBus
 from nebengjek.bus.observing import Spans
 from nebengjek.bus.payloads import Payloads
@@ -488,7 +488,7 @@ def _broker(settings: Settings, pod_id: str) -> Broker:
     nats = settings.nats
     check_capacity(streams(nats.replicas), max_memory=nats.max_memory, max_storage=nats.max_storage)
     # nats-py is not imported where no NATS is used: it costs a fifth of a second of the start.
-    from nebengjek.bus.jetstream import JetStreamBroker
+    from nebengjek.bus.jetstream.broker import JetStreamBroker
 
     return JetStreamBroker.from_settings(nats, name=pod_id)
 

@@ -20,7 +20,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from nebengjek import contracts
-from nebengjek.bus.interface import StreamSpec
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.match import Match, MatchStatus
 from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of
 from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, PodPosts

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from nebengjek.bus import last_tries
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
-from nebengjek.bus.interface import StreamSpec
 from nebengjek.bus.outbox import WAKE
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import rpc_subject, type_of
 from nebengjek.contracts.pods import BROADCASTS, HEARTBEAT
 from nebengjek.module import Module

@@ -6,7 +6,8 @@ import time
 
 import msgspec
 
-from nebengjek.bus.interface import ConnectionStatus, CoreMessage
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, health_subject

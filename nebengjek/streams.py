@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
-from nebengjek.bus.interface import Retention, Storage, StreamSpec, subject_matches
+from nebengjek.bus.specs import Retention, Storage, StreamSpec
+from nebengjek.bus.subjects import subject_matches
 from nebengjek.errors import Misconfigured
 
 MIB = 1024 * 1024

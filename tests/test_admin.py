@@ -13,7 +13,9 @@ from litestar import Litestar
 
 from nebengjek.admin import admin_routes
 from nebengjek.app import App
-from nebengjek.bus.interface import MSG_ID, ApiError, ConsumerSpec, NotPermitted, StreamSpec
+from nebengjek.bus.errors import ApiError, NotPermitted
+from nebengjek.bus.messages import MSG_ID
+from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from nebengjek.settings import load
 from nebengjek.streams import STREAMS
 from nebengjek.web import admin_guard, exception_handlers, health_routes

@@ -19,7 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nebengjek.app import App
-from nebengjek.bus.interface import MSG_ID, ConsumerSpec
+from nebengjek.bus.messages import MSG_ID
+from nebengjek.bus.specs import ConsumerSpec
 from nebengjek.cli import MODULES, cli
 from nebengjek.server import Server
 from nebengjek.settings import DEVELOPMENT_ADMIN_KEY, load

@@ -21,7 +21,8 @@ from nebengjek import permissions, telemetry, web
 from nebengjek.app import App
 from nebengjek.asyncapi import TOLD
 from nebengjek.bus import codec, dead_letters, messaging, tracing
-from nebengjek.bus.interface import MSG_ID, Connection, ConnectionStatus
+from nebengjek.bus.interface import Connection, ConnectionStatus
+from nebengjek.bus.messages import MSG_ID
 from nebengjek.bus.messaging import Health, MessageBus
 from nebengjek.cli import cli
 from nebengjek.contracts.match import EndReason, MatchState

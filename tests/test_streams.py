@@ -2,7 +2,8 @@
 
 import pytest
 
-from nebengjek.bus.interface import Discard, subjects_collide
+from nebengjek.bus.specs import Discard
+from nebengjek.bus.subjects import subjects_collide
 from nebengjek.errors import Misconfigured
 from nebengjek.streams import MIB, STREAMS, check_capacity, durable_name, durable_names, stream_of, streams
 

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from nebengjek.bus.interface import Account, ApiError, Broker, Storage, StreamSpec
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.interface import Account, Broker
+from nebengjek.bus.specs import Storage, StreamSpec
 from nebengjek.errors import Misconfigured
 from nebengjek.profile import size_text
 

@@ -4,19 +4,9 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from nebengjek.bus.interface import (
-    Ack,
-    ApiError,
-    ConsumerSpec,
-    Deliver,
-    Discard,
-    InvalidName,
-    Push,
-    StreamSpec,
-    check_name,
-    check_subject,
-    subjects_collide,
-)
+from nebengjek.bus.errors import ApiError, InvalidName
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Discard, Push, StreamSpec
+from nebengjek.bus.subjects import check_name, check_subject, subjects_collide
 from nebengjek.contracts.message import InvalidSubject
 
 EPHEMERAL_THRESHOLD = 5.0

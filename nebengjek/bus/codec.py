@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from nebengjek.bus.interface import MSG_ID, CoreMessage, Delivery, Envelope, StoredMessage, check_headers
+from nebengjek.bus.deliveries import Delivery
+from nebengjek.bus.messages import MSG_ID, CoreMessage, Envelope, StoredMessage, check_headers
 from nebengjek.bus.payloads import CONTENT_ENCODING, Payloads, Unreadable
 from nebengjek.bus.tracing import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, TRACESTATE, Trace, current, new_trace
 from nebengjek.clock import Clock

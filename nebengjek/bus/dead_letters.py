@@ -15,14 +15,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import ONLY_FOR, ORIGINAL_ID, original_id
-from nebengjek.bus.interface import (
+from nebengjek.bus.errors import ApiError, InvalidHeader
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import (
     MAX_PAYLOAD,
     MSG_ID,
-    ApiError,
-    Broker,
     Envelope,
     Headers,
-    InvalidHeader,
     PubAck,
     StoredMessage,
     check_headers,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from nebengjek.bus.interface import BusError
+from nebengjek.bus.errors import BusError
 from nebengjek.contracts.message import Event, Query
 
 T = TypeVar("T")

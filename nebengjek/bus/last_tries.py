@@ -12,15 +12,10 @@ import structlog
 from msgspec import Struct
 
 from nebengjek.bus.dead_letters import DeadLetters
-from nebengjek.bus.interface import (
-    ApiError,
-    Broker,
-    BusError,
-    ConnectionStatus,
-    ConsumerSpec,
-    Delivery,
-    PullStatus,
-)
+from nebengjek.bus.deliveries import Delivery, PullStatus
+from nebengjek.bus.errors import ApiError, BusError
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.specs import ConsumerSpec
 from nebengjek.errors import Unavailable
 
 STREAM = "ADVISORY_STREAM"

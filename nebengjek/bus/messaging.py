@@ -23,37 +23,19 @@ from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import EVENT_TYPE, ONLY_FOR, Codec, Received, Undecodable
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.errors import ApiError, BusError, Disconnected, NoStream, NotPermitted, PublishTimeout
 from nebengjek.bus.gathering import Gatherer
 from nebengjek.bus.handling import Answering, Hearing, Watching, contained
 from nebengjek.bus.inbox import Inbox
-from nebengjek.bus.interface import (
-    ApiError,
-    Broker,
-    BusError,
-    Connection,
-    ConnectionStatus,
-    ConsumerSpec,
-    CoreMessage,
-    Deliver,
-    Disconnected,
-    Envelope,
-    NoStream,
-    NotPermitted,
-    Outcome,
-    PubAck,
-    PublishTimeout,
-    Retention,
-    StreamInfo,
-    StreamSpec,
-    Subscription,
-    header_text,
-    subject_matches,
-)
+from nebengjek.bus.interface import Broker, Connection, ConnectionStatus, Outcome, Subscription
 from nebengjek.bus.last_tries import LastTries
+from nebengjek.bus.messages import CoreMessage, Envelope, PubAck, header_text
 from nebengjek.bus.observing import Observer, Silent, Spans
 from nebengjek.bus.outbox import WAKE, Outbox
 from nebengjek.bus.payloads import Payloads
 from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
+from nebengjek.bus.specs import ConsumerSpec, Deliver, Retention, StreamInfo, StreamSpec
+from nebengjek.bus.subjects import subject_matches
 from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of, uuid7

@@ -6,21 +6,12 @@ from datetime import datetime
 
 from msgspec import structs
 
-from nebengjek.bus.interface import (
-    Ack,
-    ApiError,
-    Broker,
-    BusError,
-    ConnectionStatus,
-    ConsumerSpec,
-    Deliver,
-    Delivery,
-    Disconnected,
-    PullStatus,
-    Push,
-    StoredMessage,
-)
+from nebengjek.bus.deliveries import Delivery, PullStatus
+from nebengjek.bus.errors import ApiError, BusError, Disconnected
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.messages import StoredMessage
 from nebengjek.bus.pushing import PushSource
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Push
 from nebengjek.errors import Unavailable
 
 HEARTBEAT = 5.0

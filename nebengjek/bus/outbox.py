@@ -23,7 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.codec import Codec
-from nebengjek.bus.interface import MAX_PAYLOAD, Broker, ConnectionStatus, Envelope, MaxPayload, NotPermitted, PubAck
+from nebengjek.bus.errors import MaxPayload, NotPermitted
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.messages import MAX_PAYLOAD, Envelope, PubAck
 from nebengjek.bus.tables import outbox, outbox_lease
 from nebengjek.bus.tracing import Trace
 from nebengjek.clock import Clock

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from nebengjek.bus.interface import MAX_PAYLOAD
+from nebengjek.bus.messages import MAX_PAYLOAD
 from nebengjek.errors import Misconfigured
 
 CONTENT_ENCODING = "Content-Encoding"

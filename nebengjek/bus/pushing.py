@@ -4,18 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from nebengjek.bus.interface import (
-    Ack,
-    ApiError,
-    Batch,
-    Broker,
-    ConnectionStatus,
-    ConsumerInfo,
-    Consumption,
-    Delivery,
-    PullStatus,
-    Push,
-)
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery, PullStatus
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.specs import Ack, ConsumerInfo, Push
 from nebengjek.bus.wire_delivery import ACK_PREFIX, Line, Listener, Message, WireDelivery
 from nebengjek.errors import Unavailable
 

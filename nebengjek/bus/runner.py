@@ -19,20 +19,13 @@ from msgspec import structs
 from nebengjek.bus.breaker import Breaker, BreakerState, first_of
 from nebengjek.bus.codec import ONLY_FOR, Codec, Undecodable, original_id
 from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.deliveries import Delivery, PullStatus
+from nebengjek.bus.errors import ApiError, BusError
 from nebengjek.bus.handling import Context, Crashed, Hearing, Reject, Retry
-from nebengjek.bus.interface import (
-    ApiError,
-    Broker,
-    BusError,
-    ConnectionStatus,
-    ConsumerInfo,
-    ConsumerSpec,
-    Deliver,
-    Delivery,
-    PullStatus,
-    StoredMessage,
-)
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.messages import StoredMessage
 from nebengjek.bus.observing import Observer, Spans
+from nebengjek.bus.specs import ConsumerInfo, ConsumerSpec, Deliver
 from nebengjek.bus.tracing import Trace, current, enter, from_headers, leave
 from nebengjek.contracts.message import Event, type_of
 from nebengjek.errors import Conflict, Forbidden, Invalid, Unavailable

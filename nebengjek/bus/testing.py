@@ -13,10 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.dead_letters import STREAM, DeadLetter, shown
 from nebengjek.bus.handling import Answering, Hearing, Watching
-from nebengjek.bus.interface import Broker, ConnectionStatus, StreamSpec, subject_matches
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import StreamSpec
+from nebengjek.bus.subjects import subject_matches
 from nebengjek.bus.testing_tap import Deck, Tap, Traffic
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import Event, type_of

@@ -13,22 +13,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from nebengjek.bus.interface import (
-    AlreadySettled,
-    Batch,
-    Broker,
-    ConsumerInfo,
-    ConsumerSpec,
-    Consumption,
-    Delivery,
-    Disconnected,
-    Envelope,
-    Outcome,
-    PubAck,
-    PullStatus,
-    StoredMessage,
-    subject_matches,
-)
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery, PullStatus
+from nebengjek.bus.errors import AlreadySettled, Disconnected
+from nebengjek.bus.interface import Broker, Outcome
+from nebengjek.bus.messages import Envelope, PubAck, StoredMessage
+from nebengjek.bus.specs import ConsumerInfo, ConsumerSpec
+from nebengjek.bus.subjects import subject_matches
 
 PAUSE = 0.001
 """Seconds that the dealer waits before the next card, at most: the more cards wait, the more he deals at once."""

@@ -5,15 +5,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from nebengjek.bus.interface import (
-    AckTimeout,
-    AlreadySettled,
-    Delivery,
-    Disconnected,
-    NoResponders,
-    RequestTimeout,
-)
-from nebengjek.bus.jetstream_wire import nanoseconds
+from nebengjek.bus.deliveries import Delivery
+from nebengjek.bus.errors import AckTimeout, AlreadySettled, Disconnected, NoResponders, RequestTimeout
+from nebengjek.bus.times import nanoseconds
 
 ACK_PREFIX = "$JS.ACK."
 

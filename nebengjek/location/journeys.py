@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from nebengjek.bus.interface import ApiError
+from nebengjek.bus.errors import ApiError
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.geo import Point

@@ -12,7 +12,9 @@ import msgspec
 import structlog
 from msgspec import Raw
 
-from nebengjek.bus.interface import Broker, CoreMessage, NotPermitted
+from nebengjek.bus.errors import NotPermitted
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.payloads import CONTENT_ENCODING, Payloads, Unreadable
 from nebengjek.contracts.pods import (
     BROADCASTS,

@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus import tables
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import Broker, Retention, StreamSpec
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import Retention, StreamSpec
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.message import Event, Query
 from nebengjek.database import Database, metadata

@@ -8,9 +8,10 @@ import pytest
 from msgspec import structs
 from structlog.typing import EventDict
 
+from nebengjek.bus.errors import PublishRefused
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import Discard, PublishRefused
 from nebengjek.bus.messaging import RemoteError
+from nebengjek.bus.specs import Discard
 from nebengjek.module import Module, answer, on, on_batch, watch
 from tests.bus.stage import ADVISORIES, AUDIT, DEAD, THINGS, Double, Ear, News, Seen, Stage, Thing, within
 

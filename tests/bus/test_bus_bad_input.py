@@ -8,8 +8,10 @@ import pytest
 from msgspec import structs
 
 from nebengjek.bus.codec import EVENT_VERSION
+from nebengjek.bus.errors import ApiError, InvalidHeader, MaxPayload
 from nebengjek.bus.handling import Context, Reject
-from nebengjek.bus.interface import MAX_PAYLOAD, ApiError, ConnectionStatus, InvalidHeader, MaxPayload, PubAck
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.messages import MAX_PAYLOAD, PubAck
 from nebengjek.bus.messaging import RemoteError
 from nebengjek.bus.tracing import Trace, tracing
 from nebengjek.contracts.message import Query

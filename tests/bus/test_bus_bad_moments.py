@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from structlog.typing import EventDict
 
+from nebengjek.bus.deliveries import Batch, Consumption, PullStatus
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import Batch, Broker, ConnectionStatus, Consumption, PullStatus, StreamSpec
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_clock import VirtualClock
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.clock import VirtualClock
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.module import Module, on, on_batch
 from tests.bus.stage import SPECS, Ear, News, Noted, Seen, Stage, Thing, within
 from tests.conformance.harness import NatsHarness

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import ConsumerGone, ConsumerSpec, PublishTimeout, Push
+from nebengjek.bus.errors import ConsumerGone, PublishTimeout
+from nebengjek.bus.specs import ConsumerSpec, Push
 from nebengjek.module import Module, on
 from tests.bus.stage import Stage, Thing, within
 
@@ -26,7 +27,7 @@ async def test_the_examples_of_the_page_run(stage: Stage, capsys: pytest.Capture
     # The page names a server that is not the test's.
     names: dict[str, Any] = {"bus": bus, "JetStreamBroker": lambda url, name: broker}
     for block in BLOCKS:
-        text = block.replace("from nebengjek.bus.jetstream import JetStreamBroker\n", "")
+        text = block.replace("from nebengjek.bus.jetstream.broker import JetStreamBroker\n", "")
         running = eval(compile(text, PAGE.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
         if inspect.isawaitable(running):
             await within(running)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nebengjek.bus.handling import Context, Reject
-from nebengjek.bus.interface import MAX_PAYLOAD
+from nebengjek.bus.messages import MAX_PAYLOAD
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.errors import NotFound
 from nebengjek.module import Module, on, watch

@@ -7,8 +7,10 @@ import pytest
 from msgspec import structs
 
 from nebengjek.bus import last_tries
-from nebengjek.bus.interface import Broker, PublishRefused, StreamSpec
+from nebengjek.bus.errors import PublishRefused
+from nebengjek.bus.interface import Broker
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.module import Module, on
 from tests.bus.stage import ADVISORIES, AUDIT, DEAD, THINGS, Ear, Noted, Seen, Stage, Thing, within
 

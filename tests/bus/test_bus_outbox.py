@@ -14,9 +14,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus import tables
+from nebengjek.bus.errors import NotPermitted
 from nebengjek.bus.handling import Context
 from nebengjek.bus.inbox import KEEP_SECONDS
-from nebengjek.bus.interface import CoreMessage, NotPermitted
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.bus.outbox import LEASE_SECONDS, WAKE
 from nebengjek.contracts.message import Event, InvalidSubject

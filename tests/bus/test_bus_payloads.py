@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nebengjek.bus.interface import StoredMessage
+from nebengjek.bus.messages import StoredMessage
 from nebengjek.bus.payloads import MAX_INFLATED, Payloads, Unreadable
 from nebengjek.contracts.message import Event
 from nebengjek.errors import Misconfigured

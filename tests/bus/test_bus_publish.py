@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import Envelope, NoStream, PubAck, PublishTimeout
+from nebengjek.bus.errors import NoStream, PublishTimeout
+from nebengjek.bus.messages import Envelope, PubAck
 from nebengjek.contracts.message import InvalidSubject
 from nebengjek.errors import NebengJekError, Unavailable
 from nebengjek.module import Module, on

@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 import pytest
 
-from nebengjek.bus.interface import ApiError
+from nebengjek.bus.errors import ApiError
 from nebengjek.module import Module, on
 from tests.bus.stage import AUDIT, Ear, Noted, Seen, Stage, Thing, within
 

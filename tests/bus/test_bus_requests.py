@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import NoResponders, RequestTimeout, StreamSpec
+from nebengjek.bus.errors import NoResponders, RequestTimeout
 from nebengjek.bus.messaging import MessageBus, RemoteError
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import Query
 from nebengjek.errors import (
     Conflict,

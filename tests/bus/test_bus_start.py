@@ -7,24 +7,16 @@ import pytest
 from msgspec import structs
 from structlog.typing import EventDict
 
+from nebengjek.bus.deliveries import Batch, Consumption, PullStatus
+from nebengjek.bus.errors import ApiError
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import (
-    ApiError,
-    Batch,
-    ConnectionStatus,
-    ConsumerSpec,
-    Consumption,
-    Deliver,
-    PullStatus,
-    Retention,
-    Storage,
-    StreamSpec,
-)
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_clock import VirtualClock
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.clock import VirtualClock
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.bus.runner import PULL_EXPIRES
+from nebengjek.bus.specs import ConsumerSpec, Deliver, Retention, Storage, StreamSpec
 from nebengjek.module import Module, on
 from tests.bus.stage import AUDIT, DEAD, SPECS, THINGS, Counted, Ear, Noted, Seen, Stage, Thing, within
 

@@ -8,7 +8,7 @@ from msgspec import structs
 from structlog.typing import EventDict
 
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import StoredMessage
+from nebengjek.bus.messages import StoredMessage
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.bus.tracing import Trace, current, from_headers, new_trace, tracing
 from nebengjek.module import Module, answer, on, on_batch, watch

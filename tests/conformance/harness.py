@@ -7,20 +7,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
-from nebengjek.bus.interface import (
-    Batch,
-    Broker,
-    ConnectionStatus,
-    ConsumerSpec,
-    CoreMessage,
-    PubAck,
-    PullStatus,
-    StreamSpec,
-)
-from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_clock import VirtualClock
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.deliveries import Batch, PullStatus
+from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.clock import VirtualClock
+from nebengjek.bus.memory.server import MemoryServer
+from nebengjek.bus.messages import CoreMessage, PubAck
+from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from tests.servers import NatsServer
 
 R = TypeVar("R")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nebengjek.bus.interface import ApiError, ConsumerSpec, InvalidHeader, InvalidName, StreamSpec
+from nebengjek.bus.errors import ApiError, InvalidHeader, InvalidName
+from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from nebengjek.contracts.message import InvalidSubject
 from tests.conformance.harness import Ear, Harness, here, publish, stream
 from tests.conformance.harness import consumer as make_consumer

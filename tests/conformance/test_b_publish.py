@@ -5,22 +5,17 @@ import asyncio
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import (
+from nebengjek.bus.errors import ApiError, NoStream, PublishRefused
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import (
     EXPECTED_LAST_MSG_ID,
     EXPECTED_LAST_SEQ,
     EXPECTED_LAST_SUBJECT_SEQ,
     EXPECTED_STREAM,
     MSG_ID,
-    ApiError,
-    Broker,
-    Discard,
-    NoStream,
     PubAck,
-    PublishRefused,
-    Retention,
-    Storage,
-    StreamSpec,
 )
+from nebengjek.bus.specs import Discard, Retention, Storage, StreamSpec
 from tests.conformance.harness import Ear, Harness, T, consumer, here, publish, seqs, stream, submit
 
 

@@ -7,19 +7,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import (
-    MAX_PAYLOAD,
-    ApiError,
-    Discard,
-    MaxPayload,
-    NoStream,
-    PubAck,
-    PublishRefused,
-    Retention,
-    Storage,
-    StreamSpec,
-    header_block_size,
-)
+from nebengjek.bus.errors import ApiError, MaxPayload, NoStream, PublishRefused
+from nebengjek.bus.messages import MAX_PAYLOAD, PubAck, header_block_size
+from nebengjek.bus.specs import Discard, Retention, Storage, StreamSpec
 from tests.conformance.harness import (
     LATE,
     Ear,

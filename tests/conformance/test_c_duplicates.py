@@ -2,7 +2,8 @@
 
 import asyncio
 
-from nebengjek.bus.interface import PubAck, Retention
+from nebengjek.bus.messages import PubAck
+from nebengjek.bus.specs import Retention
 from tests.conformance.harness import LATE, Harness, T, consumer, here, stream, submit
 
 X = {"Nats-Msg-Id": "x"}

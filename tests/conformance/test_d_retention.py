@@ -3,7 +3,9 @@
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import Ack, ApiError, ConsumerSpec, Deliver, PubAck, Retention
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.messages import PubAck
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Retention
 from tests.conformance.harness import (
     Harness,
     T,

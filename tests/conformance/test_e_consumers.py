@@ -8,17 +8,9 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import (
-    Ack,
-    ApiError,
-    Batch,
-    ConsumerSpec,
-    Deliver,
-    PullStatus,
-    Replay,
-    Retention,
-    SequencePair,
-)
+from nebengjek.bus.deliveries import Batch, PullStatus
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Replay, Retention, SequencePair
 from tests.conformance.harness import (
     LATE,
     Ear,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from nebengjek.bus.checks import check_consumer, check_stream
-from nebengjek.bus.interface import ApiError, ConsumerSpec, Deliver, Discard, Push, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.jetstream_wire import consumer_config, stream_config
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.jetstream.wire import consumer_config, stream_config
+from nebengjek.bus.specs import ConsumerSpec, Deliver, Discard, Push, StreamSpec
 from tests.conformance.harness import NatsHarness, stream
 from tests.servers import NatsServer
 

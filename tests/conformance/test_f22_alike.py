@@ -9,18 +9,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from nebengjek.bus.interface import (
-    EXPECTED_LAST_SUBJECT_SEQ,
-    Ack,
-    ApiError,
-    Broker,
-    ConsumerInfo,
-    Delivery,
-    PublishRefused,
-    Push,
-    Retention,
-    Storage,
-)
+from nebengjek.bus.deliveries import Delivery
+from nebengjek.bus.errors import ApiError, PublishRefused
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import EXPECTED_LAST_SUBJECT_SEQ
+from nebengjek.bus.specs import Ack, ConsumerInfo, Push, Retention, Storage
 from tests.conformance.harness import Ear, Harness, MemoryHarness, NatsHarness, consumer, here, stream, submit
 from tests.servers import NatsServer
 

@@ -6,7 +6,9 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from nebengjek.bus.interface import Ack, AckTimeout, AlreadySettled, ApiError, Batch, PullStatus, Retention
+from nebengjek.bus.deliveries import Batch, PullStatus
+from nebengjek.bus.errors import AckTimeout, AlreadySettled, ApiError
+from nebengjek.bus.specs import Ack, Retention
 from tests.conformance.harness import (
     LATE,
     Ear,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nebengjek.bus.interface import Batch, PullStatus
+from nebengjek.bus.deliveries import Batch, PullStatus
 from tests.conformance.harness import LATE, Harness, T, consumer, counts, here, publish, pull, seqs, stream, submit
 
 

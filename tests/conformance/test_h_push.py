@@ -9,24 +9,11 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from nebengjek.bus.interface import (
-    Ack,
-    ApiError,
-    Batch,
-    Broker,
-    ConsumerSpec,
-    Consumption,
-    Deliver,
-    Disconnected,
-    InvalidName,
-    NoResponders,
-    PullStatus,
-    Push,
-    RequestTimeout,
-    Retention,
-    Storage,
-    StoredMessage,
-)
+from nebengjek.bus.deliveries import Batch, Consumption, PullStatus
+from nebengjek.bus.errors import ApiError, Disconnected, InvalidName, NoResponders, RequestTimeout
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import StoredMessage
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Push, Retention, Storage
 from tests.conformance.harness import (
     LATE,
     Ear,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import Ack, ConsumerSpec, Deliver
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver
 from tests.conformance.harness import Harness, T, consumer, counts, here, publish, pull, seqs, stream
 
 ABABA = ("s.a", "s.b", "s.a", "s.b", "s.a")

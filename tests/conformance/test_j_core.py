@@ -6,7 +6,9 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
-from nebengjek.bus.interface import Broker, CoreMessage, NoResponders, RequestTimeout
+from nebengjek.bus.errors import NoResponders, RequestTimeout
+from nebengjek.bus.interface import Broker
+from nebengjek.bus.messages import CoreMessage
 from tests.conformance.harness import LATE, Ear, Harness, T, publish, stream, submit
 
 

@@ -4,17 +4,11 @@ import asyncio
 
 import pytest
 
-from nebengjek.bus.interface import (
-    ApiError,
-    Batch,
-    ConnectionStatus,
-    CoreMessage,
-    Disconnected,
-    NoStream,
-    PubAck,
-    PullStatus,
-    Storage,
-)
+from nebengjek.bus.deliveries import Batch, PullStatus
+from nebengjek.bus.errors import ApiError, Disconnected, NoStream
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.messages import CoreMessage, PubAck
+from nebengjek.bus.specs import Storage
 from tests.conformance.harness import Ear, Harness, T, consumer, counts, here, publish, pull, seqs, stream, submit
 
 X = {"Nats-Msg-Id": "x"}
@@ -210,7 +204,7 @@ async def test_l10_closing(harness: Harness) -> None:
         await broker.submit("s.a", b"", {})
     await broker.close()
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not [task for task in others if "bus/" in str(task) or "nats/" in str(task)]
+    assert not [task for task in others if "/nebengjek/bus/" in str(task) or "/nats/aio/" in str(task)]
 
 
 async def test_l10_closing_without_a_server(harness: Harness) -> None:

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from nebengjek.bus.interface import ApiError, ConnectionStatus, ConsumerSpec, Disconnected, PubAck, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.jetstream_client import ReadingClient
+from nebengjek.bus.errors import ApiError, Disconnected
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.jetstream.client import ReadingClient
+from nebengjek.bus.messages import PubAck
+from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from nebengjek.errors import Misconfigured
 from tests.servers import NatsServer, nats_server
 

@@ -22,20 +22,14 @@ from msgspec import structs
 from sqlalchemy import event
 
 from nebengjek.app import App
-from nebengjek.bus.interface import (
-    Batch,
-    Broker,
-    ConsumerInfo,
-    ConsumerSpec,
-    Consumption,
-    Delivery,
-    Disconnected,
-    Envelope,
-    Outcome,
-)
-from nebengjek.bus.jetstream import JetStreamBroker
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery
+from nebengjek.bus.errors import Disconnected
+from nebengjek.bus.interface import Broker, Outcome
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
+from nebengjek.bus.messages import Envelope
+from nebengjek.bus.specs import ConsumerInfo, ConsumerSpec
 from nebengjek.bus.testing import BusProbe
 from nebengjek.clock import ManualClock
 from nebengjek.errors import Conflict

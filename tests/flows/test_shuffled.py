@@ -15,7 +15,7 @@ import pytest
 
 from nebengjek.app import App
 from nebengjek.bus.interface import Broker
-from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.jetstream.broker import JetStreamBroker
 from nebengjek.bus.testing import BusProbe
 from nebengjek.clock import ManualClock
 from nebengjek.settings import Settings

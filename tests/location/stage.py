@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.contracts.geo import Location, Point
 from nebengjek.contracts.location import (

@@ -17,8 +17,10 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from nebengjek.bus.interface import ConnectionStatus, PubAck, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.messages import PubAck
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.errors import Misconfigured
 from nebengjek.settings import load
 from tests.servers import NatsServer, nats_server

@@ -9,8 +9,9 @@ import pytest
 
 from nebengjek.app import App
 from nebengjek.bus.capacity import check_account
-from nebengjek.bus.interface import Account, Allowance, Storage, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.interface import Account, Allowance
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.specs import Storage, StreamSpec
 from nebengjek.errors import Misconfigured
 from nebengjek.settings import load
 from nebengjek.streams import MIB, STREAMS

@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 
 from nebengjek.app import App
 from nebengjek.bus import tables
-from nebengjek.bus.interface import ConnectionStatus, PubAck, StreamSpec
-from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.messages import PubAck
 from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.clock import SystemClock
 from nebengjek.contracts.message import Event
 from nebengjek.contracts.users import UserSessionEnded

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from nebengjek.app import App
-from nebengjek.bus.interface import ConnectionStatus, CoreMessage, NoResponders, NotPermitted
-from nebengjek.bus.jetstream import JetStreamBroker
+from nebengjek.bus.errors import NoResponders, NotPermitted
+from nebengjek.bus.interface import ConnectionStatus
+from nebengjek.bus.jetstream.broker import JetStreamBroker
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.cli import MODULES, cli
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.location import LatestLocations
@@ -176,7 +178,7 @@ async def test_a_module_that_says_hears_or_answers_what_is_anothers_is_refused(p
             for subject in ("match.found.*", "user.>", ">", "_INBOX.match.>", "$JS.ACK.>"):
                 await refused(rides.broker.subscribe(subject, heard), "rides", subject)
             pulled = rides.broker.pull("RIDE_STREAM", "ride_pickup_match", expires=5)
-            await refused(pulled, "rides", "$js.api.consumer.msg.next.ride_stream.ride_pickup_match")
+            await refused(pulled, "rides", "$JS.API.CONSUMER.MSG.NEXT.RIDE_STREAM.ride_pickup_match")
             source = await rides.broker.consume("RIDE_STREAM", "ride_pickup_match", prefetch=8)
             await refused(source.next(1), "rides", "ride_pickup_match")
             await source.close()

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nebengjek.app import App
-from nebengjek.bus.interface import ConsumerInfo, ConsumerSpec
+from nebengjek.bus.specs import ConsumerInfo, ConsumerSpec
 from nebengjek.server import Server
 from nebengjek.settings import DEVELOPMENT_ADMIN_KEY, load
 from tests.servers import NatsServer, nats_server

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from nebengjek.bus.interface import CoreMessage, subject_matches
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.payloads import Payloads
+from nebengjek.bus.subjects import subject_matches
 from nebengjek.contracts.pods import PodPosts, deliver_subject
 from nebengjek.faststate import connect_redis
 from nebengjek.realtime import relay as relay_module

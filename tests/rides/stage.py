@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.geo import Location, Point

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nebengjek import schema
-from nebengjek.bus.memory import MemoryBroker
-from nebengjek.bus.memory_server import MemoryServer
+from nebengjek.bus.memory.broker import MemoryBroker
+from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import ManualClock
 from nebengjek.contracts.message import Event

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import structlog
 
 from nebengjek.bus import interface
-from nebengjek.bus.interface import CoreHandler, CoreMessage, Headers, Subscription
-from nebengjek.bus.memory_subjects import SubjectTable
+from nebengjek.bus.interface import CoreHandler, Subscription
+from nebengjek.bus.memory.subjects import SubjectTable
+from nebengjek.bus.messages import CoreMessage, Headers
 
 INBOX = "_INBOX."
 

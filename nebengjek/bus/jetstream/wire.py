@@ -2,42 +2,30 @@
 
 import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from nebengjek.bus.interface import (
-    Account,
+from nebengjek.bus.deliveries import PullStatus
+from nebengjek.bus.errors import ApiError
+from nebengjek.bus.interface import Account, Allowance
+from nebengjek.bus.messages import StoredMessage
+from nebengjek.bus.specs import (
     Ack,
-    Allowance,
-    ApiError,
     ConsumerInfo,
     ConsumerSpec,
     Deliver,
     Discard,
-    PullStatus,
     Push,
     Replay,
     Retention,
     SequencePair,
     Storage,
-    StoredMessage,
     StreamInfo,
     StreamSpec,
 )
+from nebengjek.bus.times import nanoseconds, rfc3339, seconds
 
 Json = dict[str, Any]
-
-
-def nanoseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000_000)
-
-
-def seconds(nanoseconds: int) -> float:
-    return nanoseconds / 1_000_000_000
-
-
-def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def check_response(response: Json) -> Json:

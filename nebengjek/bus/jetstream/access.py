@@ -2,9 +2,9 @@
 
 import re
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from nebengjek.contracts.message import InvalidSubject, token
@@ -16,6 +16,33 @@ _SEED = re.compile(rb"SU[A-Z2-7]{56}\s*")
 _VIOLATION = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]*)\"(?: using queue \"([^\"]*)\")?", re.IGNORECASE
 )
+
+
+class NatsOptions(Protocol):
+    """What settings say of it; files by path, several servers in ``url`` by comma."""
+
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def password(self) -> str | None: ...
+    @property
+    def token(self) -> str | None: ...
+    @property
+    def credentials(self) -> str | None: ...
+    @property
+    def tls_ca(self) -> str | None: ...
+    @property
+    def tls_cert(self) -> str | None: ...
+    @property
+    def tls_key(self) -> str | None: ...
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def domain(self) -> str | None: ...
+    @property
+    def inbox_prefix(self) -> str | None: ...
 
 
 def tls_context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -53,6 +80,41 @@ def credentials_option(path: str | Path) -> dict[str, str]:
     raise Misconfigured(
         f"nats.credentials = {str(path)!r}: expected a credentials file (user JWT and seed) or a user's NKey seed"
     )
+
+
+class Access(NamedTuple):
+    """Where we connect to, and as whom; ``options`` are nats-py's, ``api`` is where JetStream is asked.
+
+    ``tls_only``: we would rather not speak to these servers than speak in the clear.
+    """
+
+    servers: list[str]
+    user: str | None
+    options: dict[str, Any]
+    tls_only: bool
+    api: str
+
+
+def access(
+    url: str | Sequence[str],
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    credentials: str | Path | None = None,
+    tls: ssl.SSLContext | None = None,
+    tls_hostname: str | None = None,
+    domain: str | None = None,
+) -> Access:
+    """Whoever is not named here is named in the address. Raises Misconfigured."""
+    addresses, *named = servers(url)
+    if user is None and token is None and credentials is None:
+        user, password, token = named
+    options = {"user": user, "password": password, "token": token, "tls": tls, "tls_hostname": tls_hostname}
+    if credentials is not None:
+        options |= credentials_option(credentials)
+    tls_only = tls is not None or any(address.startswith("tls://") for address in addresses)
+    return Access(addresses, user, options, tls_only, f"$JS.{domain}.API" if domain else "$JS.API")
 
 
 class Servers(NamedTuple):
@@ -105,11 +167,6 @@ def inbox_of(user: str | None) -> str:
         return f"{INBOX}.{token(user)}"
     except InvalidSubject:
         return INBOX
-
-
-def wants_tls(addresses: Iterable[str], tls: ssl.SSLContext | None) -> bool:
-    """Would we rather not speak to these servers than speak in the clear?"""
-    return tls is not None or any(address.startswith("tls://") for address in addresses)
 
 
 class Violation(NamedTuple):

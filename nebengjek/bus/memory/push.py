@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from nebengjek.bus.interface import Ack, CoreMessage, Delivery, PullStatus, Push
-from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import MemoryConsumer, Outlet
-from nebengjek.bus.memory_core import CoreListener, CoreRouter
-from nebengjek.bus.memory_delivery import Connection
+from nebengjek.bus.deliveries import Delivery, PullStatus
+from nebengjek.bus.memory.clock import BrokerClock, Timer
+from nebengjek.bus.memory.consumer import MemoryConsumer, Outlet
+from nebengjek.bus.memory.core import CoreListener, CoreRouter
+from nebengjek.bus.memory.delivery import Connection
+from nebengjek.bus.messages import CoreMessage
+from nebengjek.bus.specs import Ack, Push
 from nebengjek.bus.wire_delivery import ACK_PREFIX, Listener, Message
 
 FLOW_PREFIX = "$JS.FC."

@@ -9,23 +9,17 @@ from typing import Any
 
 import msgspec
 
-from nebengjek.bus.interface import (
-    ApiError,
-    Envelope,
-    Headers,
-    PublishRefused,
-    Storage,
-    StreamSpec,
-    check_headers,
-    subjects_collide,
-)
-from nebengjek.bus.jetstream_wire import rfc3339
-from nebengjek.bus.memory_clock import BrokerClock, LoopClock
-from nebengjek.bus.memory_consumer import MemoryConsumer
-from nebengjek.bus.memory_core import CoreRouter
-from nebengjek.bus.memory_push import FLOW_PREFIX, heard_by_consumer
-from nebengjek.bus.memory_stream import MemoryStream
-from nebengjek.bus.memory_subjects import SubjectTable
+from nebengjek.bus.errors import ApiError, PublishRefused
+from nebengjek.bus.memory.clock import BrokerClock, LoopClock
+from nebengjek.bus.memory.consumer import MemoryConsumer
+from nebengjek.bus.memory.core import CoreRouter
+from nebengjek.bus.memory.push import FLOW_PREFIX, heard_by_consumer
+from nebengjek.bus.memory.stream import MemoryStream
+from nebengjek.bus.memory.subjects import SubjectTable
+from nebengjek.bus.messages import Envelope, Headers, check_headers
+from nebengjek.bus.specs import Storage, StreamSpec
+from nebengjek.bus.subjects import subjects_collide
+from nebengjek.bus.times import rfc3339
 from nebengjek.bus.wire_delivery import ACK_PREFIX
 
 

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from nebengjek.bus.interface import Batch, Consumption, Delivery, PullStatus
-from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import MemoryConsumer, Waiter
-from nebengjek.bus.memory_delivery import Connection
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery, PullStatus
+from nebengjek.bus.memory.clock import BrokerClock, Timer
+from nebengjek.bus.memory.consumer import MemoryConsumer, Waiter
+from nebengjek.bus.memory.delivery import Connection
 
 NO_WAIT_PATIENCE = 2.0
 """Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""

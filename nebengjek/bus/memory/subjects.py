@@ -2,7 +2,7 @@
 
 from typing import Generic, TypeVar
 
-from nebengjek.bus.interface import subject_matches
+from nebengjek.bus.subjects import subject_matches
 
 T = TypeVar("T")
 

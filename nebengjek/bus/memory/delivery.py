@@ -7,7 +7,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from nebengjek.bus.interface import AckTimeout, AlreadySettled, Delivery, Disconnected
+from nebengjek.bus.deliveries import Delivery
+from nebengjek.bus.errors import AckTimeout, AlreadySettled, Disconnected
 
 
 class Stored(Struct):

@@ -12,48 +12,30 @@ from datetime import datetime
 from typing import Any, ClassVar, cast
 
 from nebengjek.bus.checks import check_consumer, check_stream
-from nebengjek.bus.interface import (
-    MAX_PAYLOAD,
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery, PullStatus
+from nebengjek.bus.errors import (
     ApiError,
-    Batch,
-    Broker,
-    ConnectionStatus,
-    ConsumerInfo,
-    ConsumerSpec,
-    Consumption,
-    CoreHandler,
-    CoreMessage,
-    Deliver,
-    Delivery,
     Disconnected,
-    Envelope,
-    Headers,
     MaxPayload,
     NoResponders,
     NoStream,
-    Outcome,
-    PubAck,
     PublishRefused,
-    PullStatus,
     RequestTimeout,
-    StoredMessage,
-    StreamInfo,
-    StreamSpec,
-    Subscription,
-    check_headers,
-    check_name,
-    check_subject,
 )
-from nebengjek.bus.memory_consumer import MemoryConsumer
-from nebengjek.bus.memory_core import CoreSubscription
-from nebengjek.bus.memory_delivery import MemoryDelivery
-from nebengjek.bus.memory_pull import MemoryConsumption, PullWaiter
-from nebengjek.bus.memory_push import Sink
-from nebengjek.bus.memory_server import Attached, MemoryServer
-from nebengjek.bus.memory_stream import MemoryStream
-from nebengjek.bus.memory_subjects import prefix_of
+from nebengjek.bus.interface import Broker, ConnectionStatus, CoreHandler, Outcome, Subscription
+from nebengjek.bus.memory.consumer import MemoryConsumer
+from nebengjek.bus.memory.core import CoreSubscription
+from nebengjek.bus.memory.delivery import MemoryDelivery
+from nebengjek.bus.memory.pull import MemoryConsumption, PullWaiter
+from nebengjek.bus.memory.push import Sink
+from nebengjek.bus.memory.server import Attached, MemoryServer
+from nebengjek.bus.memory.stream import MemoryStream
+from nebengjek.bus.memory.subjects import prefix_of
+from nebengjek.bus.messages import MAX_PAYLOAD, CoreMessage, Envelope, Headers, PubAck, StoredMessage, check_headers
 from nebengjek.bus.ordered import read_in_order
 from nebengjek.bus.pushing import PushSource, open_source
+from nebengjek.bus.specs import ConsumerInfo, ConsumerSpec, Deliver, StreamInfo, StreamSpec
+from nebengjek.bus.subjects import check_name, check_subject
 from nebengjek.bus.wire_delivery import Line, Listener, Message
 
 _NO_HEADERS: dict[str, str] = {}

@@ -1,46 +1,23 @@
 """Pulling from a JetStream consumer: one request collected to its end, and the source of a consumer loop."""
 
 import asyncio
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from nebengjek.bus.interface import Batch, BusError, Consumption, Delivery, PullStatus
-from nebengjek.bus.jetstream_wire import nanoseconds, pull_status
-from nebengjek.bus.wire_delivery import Listener, Message, Post, WireDelivery
+from nebengjek.bus.deliveries import Batch, Consumption, Delivery, PullStatus
+from nebengjek.bus.errors import BusError
+from nebengjek.bus.jetstream.link import Link, Waiting
+from nebengjek.bus.jetstream.wire import pull_status
+from nebengjek.bus.times import nanoseconds
+from nebengjek.bus.wire_delivery import Listener, Message, WireDelivery
 
 GRACE = 2.0
 """Seconds that the server may be late with the end of a pull before it is taken as silent."""
 NO_WAIT_PATIENCE = 2.0
 """Seconds until a pure no-wait pull on a stalled consumer gives up: the server does not answer that one at all."""
-
-Received = Callable[[Any], Awaitable[None]]
-
-
-class Link(Post):
-    """What pulls need of the connection."""
-
-    @abstractmethod
-    def connected(self) -> bool: ...
-
-    @abstractmethod
-    async def wait_connected(self) -> None: ...
-
-    @abstractmethod
-    def new_inbox(self) -> str: ...
-
-    @abstractmethod
-    async def listen(self, subject: str, received: Received) -> Listener: ...
-
-    @abstractmethod
-    def in_background(self, work: Awaitable[None]) -> None:
-        """Do it, and wait for it when the connection closes."""
-
-    @abstractmethod
-    def next_subject(self, stream: str, consumer: str) -> str: ...
 
 
 def _request(
@@ -58,7 +35,7 @@ def _request(
     return msgspec.json.encode(body)
 
 
-class Pull:
+class Pull(Waiting):
     """One pull request on an inbox of its own: when nobody listens there, the server gives the message to another."""
 
     def __init__(self, link: Link, subject: str, batch: int, acked: bytes) -> None:
@@ -81,6 +58,7 @@ class Pull:
     ) -> Batch:
         inbox = self._link.new_inbox()
         listener = await self._link.listen(inbox, self._received)
+        self._link.waits(self)
         try:
             body = _request(self._batch, expires=expires, no_wait=no_wait, max_bytes=max_bytes, heartbeat=heartbeat)
             await self._link.send(self.subject, self._acked + body, reply=inbox)
@@ -91,6 +69,8 @@ class Pull:
                 self._link.in_background(message.nak())
             self._link.in_background(listener.drain())
             raise
+        finally:
+            self._link.waits_no_more(self)
         self._over = True
         # What the server sent meanwhile is received and given back: it must not lie here until its ack wait is over.
         self._link.in_background(listener.drain())
@@ -123,34 +103,35 @@ class Pull:
                 return
             self._messages.append(delivery)
             if len(self._messages) >= self._batch:
-                self.end(PullStatus.COMPLETE)
+                self._finish(PullStatus.COMPLETE)
         elif (status := pull_status(message.headers or {})) is not None:
-            self.end(status)
+            self._finish(status)
 
-    def end(self, status: PullStatus) -> None:
+    def lost(self) -> None:
+        self._finish(PullStatus.DISCONNECTED)
+
+    def _finish(self, status: PullStatus) -> None:
         if not self._ended.done():
             self._ended.set_result(status)
 
     def fail(self, error: BusError) -> None:
-        """The server did not take the request."""
         if not self._ended.done():
             self._ended.set_exception(error)
 
 
-class JetStreamConsumption(Consumption):
+class JetStreamConsumption(Consumption, Waiting):
     """Pulls ahead: asks for more when half of what it may hold is free, hands out what is here."""
 
     def __init__(
         self,
         link: Link,
-        stream: str,
-        consumer: str,
+        subject: str,
         prefetch: int,
         expires: float,
         closed: Callable[["JetStreamConsumption"], None],
     ) -> None:
         self._link = link
-        self.subject = link.next_subject(stream, consumer)
+        self.subject = subject
         self._prefetch = prefetch
         self._expires = expires
         self._heartbeat = expires / 3
@@ -173,6 +154,7 @@ class JetStreamConsumption(Consumption):
 
     async def open(self) -> None:
         self._listener = await self._link.listen(f"{self._inbox}.*", self._received)
+        self._link.waits(self)
         self._watch = self._loop.call_later(self._heartbeat, self._look)
 
     async def next(self, limit: int) -> Batch:
@@ -274,11 +256,9 @@ class JetStreamConsumption(Consumption):
         self._rouse()
 
     def lost(self) -> None:
-        """The connection broke, and the pulls with it."""
         self._forget_pulls(PullStatus.DISCONNECTED)
 
     def fail(self, error: BusError) -> None:
-        """The server did not take the request: ``next`` raises."""
         self._none_under_way()
         self._failure = error
         self._rouse()
@@ -288,6 +268,7 @@ class JetStreamConsumption(Consumption):
             return
         self.is_closed = True
         self._on_close(self)
+        self._link.waits_no_more(self)
         if self._watch is not None:
             self._watch.cancel()
         self._rouse()

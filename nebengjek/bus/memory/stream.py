@@ -16,34 +16,26 @@ from nebengjek.bus.checks import (
     check_consumer_change,
     check_stream_change,
 )
-from nebengjek.bus.interface import (
+from nebengjek.bus.errors import ApiError, PublishRefused
+from nebengjek.bus.memory.clock import BrokerClock, Timer
+from nebengjek.bus.memory.consumer import MemoryConsumer, StreamSide
+from nebengjek.bus.memory.core import CoreRouter
+from nebengjek.bus.memory.delivery import Stored
+from nebengjek.bus.memory.push import Pusher
+from nebengjek.bus.memory.subjects import SubjectTable
+from nebengjek.bus.messages import (
     EXPECTED_LAST_MSG_ID,
     EXPECTED_LAST_SEQ,
     EXPECTED_LAST_SUBJECT_SEQ,
     EXPECTED_STREAM,
     MSG_ID,
-    Ack,
-    ApiError,
-    ConsumerSpec,
-    Deliver,
-    Discard,
     Envelope,
     PubAck,
-    PublishRefused,
-    Retention,
-    Storage,
     StoredMessage,
-    StreamInfo,
-    StreamSpec,
-    subject_matches,
 )
-from nebengjek.bus.jetstream_wire import rfc3339
-from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_consumer import MemoryConsumer, StreamSide
-from nebengjek.bus.memory_core import CoreRouter
-from nebengjek.bus.memory_delivery import Stored
-from nebengjek.bus.memory_push import Pusher
-from nebengjek.bus.memory_subjects import SubjectTable
+from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Discard, Retention, Storage, StreamInfo, StreamSpec
+from nebengjek.bus.subjects import subject_matches
+from nebengjek.bus.times import rfc3339
 
 Advise = Callable[[str, Callable[[], dict[str, Any]]], None]
 _UNLIMITED = 1 << 60

@@ -10,20 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from nebengjek.bus.interface import (
-    Ack,
-    AlreadySettled,
-    ConsumerInfo,
-    ConsumerSpec,
-    Deliver,
-    Delivery,
-    PullStatus,
-    Push,
-    Replay,
-    SequencePair,
-)
-from nebengjek.bus.memory_clock import BrokerClock, Timer
-from nebengjek.bus.memory_delivery import Connection, Holder, MemoryDelivery, Stored
+from nebengjek.bus.deliveries import Delivery, PullStatus
+from nebengjek.bus.errors import AlreadySettled
+from nebengjek.bus.memory.clock import BrokerClock, Timer
+from nebengjek.bus.memory.delivery import Connection, Holder, MemoryDelivery, Stored
+from nebengjek.bus.specs import Ack, ConsumerInfo, ConsumerSpec, Deliver, Push, Replay, SequencePair
 
 NEVER = math.inf
 

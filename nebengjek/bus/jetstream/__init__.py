@@ -1,0 +1,1 @@
+"""JetStream on a nats-server; nothing outside of this folder imports nats."""
