@@ -12,6 +12,7 @@ import structlog
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from nebengjek import schema
@@ -23,6 +24,7 @@ from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import DrainReport, MessageBus
 from nebengjek.bus.observing import Spans
 from nebengjek.bus.payloads import Payloads
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.clock import Clock, SystemClock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
@@ -34,14 +36,13 @@ from nebengjek.location.redis_store import RedisPoints
 from nebengjek.location.store import MemoryPoints, Points
 from nebengjek.match.module import match
 from nebengjek.match.pool import MemoryPool, Pool, RedisPool
-from nebengjek.migrations import HEAD
 from nebengjek.module import Module, Sweep
 from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.realtime.mailbox import MemoryMailbox
-from nebengjek.realtime.presence import MemoryPresence
+from nebengjek.realtime.presence import MemoryPresence, Presence
 from nebengjek.realtime.redis_mailbox import RedisMailbox
 from nebengjek.realtime.redis_presence import RedisPresence
 from nebengjek.realtime.relay import Relay
@@ -124,6 +125,13 @@ class App:
         self._sms = sms or _sms(settings)
         self.modules = [*self._modules(), *self._plugins()]
         self.running = [module for module in self.modules if running is None or module.name in running]
+        _check_running(running, self.modules)
+        self._histories = schema.histories(self.modules)
+        self.streams = [*streams(settings.nats.replicas), *_with_replicas(self.modules, settings.nats.replicas)]
+        if broker is None and settings.nats.is_real:
+            nats = settings.nats
+            check_capacity(self.streams, max_memory=nats.max_memory, max_storage=nats.max_storage)
+        self.bus.keep(self.streams)
         for module in self.modules:
             self.bus.wire(
                 module.name,
@@ -131,6 +139,7 @@ class App:
                 module.watches,
                 module.answers,
                 says=module.says,
+                listens=module.listens,
                 running=module in self.running,
             )
         self.pods = Pods(
@@ -163,6 +172,12 @@ class App:
         presence = RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
         relay = Relay(self.broker, presence, pod_id=self.pod_id, payloads=payloads)
         return Delivery(RedisMailbox(self.redis, self.clock), presence, self.clock, relay)
+
+    def _presence(self, kind: str) -> Presence:
+        """Which pod holds what, of another kind than phones."""
+        if self.redis is None:
+            return MemoryPresence(self.clock)
+        return RedisPresence(self.redis, self.clock, pod_id=self.pod_id, kind=kind)
 
     def _points(self) -> Points:
         if self.redis is None:
@@ -238,6 +253,9 @@ class App:
             "clock": self.clock,
             "delivery": self.delivery,
             "state": self.state,
+            "pod_id": self.pod_id,
+            "presence": self._presence,
+            "admin_guard": admin_guard(self.settings.admin.api_key),
         }
         return load_plugins(self.settings.plugins, self.settings.plugin, parts, taken=MODULES)
 
@@ -385,14 +403,16 @@ class App:
             raise Unavailable("redis", f"redis.url: {self.state.where} does not answer ({reason})") from error
 
     async def _prepare_schema(self) -> None:
-        if self.settings.profile != "production" or self.database.is_sqlite:
-            await schema.upgrade(self.database)
-            return
-        found = await schema.revision(self.database)
-        if found != HEAD:
-            raise Misconfigured(
-                f"database.url: the schema is {found or 'empty'}, expected {HEAD}; run: nebengjek db upgrade"
-            )
+        for history in self._histories:
+            if self.settings.profile != "production" or self.database.is_sqlite:
+                await schema.upgrade(self.database, history)
+                continue
+            found = await schema.revision(self.database, history)
+            if found != history.head:
+                what = f"the schema of {history.name}" if history.name else "the schema"
+                raise Misconfigured(
+                    f"database.url: {what} is {found or 'empty'}, expected {history.head}; run: nebengjek db upgrade"
+                )
 
     def sweeps(self) -> list[Sweep]:
         """What every pod does each few seconds."""
@@ -409,6 +429,12 @@ class App:
     async def _forget_handled(self) -> None:
         async with self.database.begin() as tx:
             await self.bus.inbox.forget_old(tx)
+
+    def closing(self) -> None:
+        """The server takes no more requests: answers that would go on for ever end now."""
+        for module in self.running:
+            if module.closing is not None:
+                module.closing()
 
     async def sweep(self) -> None:
         """Every sweep once, now: for whoever moves the clock."""
@@ -482,11 +508,21 @@ class App:
         )
 
 
+def _check_running(running: Sequence[str] | None, modules: Sequence[Module]) -> None:
+    """Raises Misconfigured for a name that no module has."""
+    names = [module.name for module in modules]
+    if unknown := sorted({*(running or ())} - {*names}):
+        raise Misconfigured(f"--modules {', '.join(unknown)}: expected some of {', '.join(names)}")
+
+
+def _with_replicas(modules: Sequence[Module], replicas: int) -> list[StreamSpec]:
+    return [structs.replace(spec, replicas=replicas) for module in modules for spec in module.streams]
+
+
 def _broker(settings: Settings, pod_id: str) -> Broker:
     if not settings.nats.is_real:
         return MemoryBroker(MemoryServer())
     nats = settings.nats
-    check_capacity(streams(nats.replicas), max_memory=nats.max_memory, max_storage=nats.max_storage)
     # nats-py is not imported where no NATS is used: it costs a fifth of a second of the start.
     from nebengjek.bus.jetstream.broker import JetStreamBroker
 

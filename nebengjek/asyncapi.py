@@ -9,7 +9,7 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ from nebengjek.contracts.rides import (
     RideStatus,
 )
 from nebengjek.module import Module
-from nebengjek.streams import STREAMS, durable_name, stream_of
+from nebengjek.streams import STREAMS, stream_of
 from nebengjek.users.frames import SAYS, Active, ErrorData, SessionReady, Stored, Tracking, Unavailable
 
 T = TypeVar("T")
@@ -95,13 +95,19 @@ _HEADERS = {
 
 def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS) -> Document:
     """The document of these modules; the contracts' events and queries are in it whether somebody hears them or not."""
+    streams = [*streams, *(spec for module in modules for spec in module.streams)]
     heard = {hearing.event for module in modules for hearing in module.hears}
+    heard |= {event for module in modules for event in module.says}
     heard |= {watching.event for module in modules for watching in module.watches}
     answered = {answering.query for module in modules for answering in module.answers}
     events = sorted({*_contracts(Event), *heard}, key=type_of)
     queries = sorted({*_contracts(Query), *answered}, key=type_of)
-    between_pods = (PodHeartbeat, PodPosts)
-    schemas = _Schemas([*events, *queries, *(answer_type(query) for query in queries), *_frame_types(), *between_pods])
+    told = TOLD | {event: kind for module in modules for event, kind in module.frames.items()}
+    core = _core(modules)
+    between_pods: set[type[Any]] = {PodHeartbeat, PodPosts, *(kind for _, _, kinds, _ in core for kind in kinds)}
+    beside = sorted(between_pods, key=lambda kind: kind.__name__)
+    answers = (answer_type(query) for query in queries)
+    schemas = _Schemas([*events, *queries, *answers, *_frame_types(), *module_frames(modules), *beside])
     channels: Document = {}
     messages: Document = {}
     operations: Document = {}
@@ -109,9 +115,10 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS)
         _add_event(event, streams, schemas, channels, messages)
     for query in queries:
         _add_query(query, schemas, channels, messages)
-    _add_phone(schemas, channels, messages, operations)
+    _add_phone(schemas, channels, messages, operations, told)
     _add_modules(modules, operations)
     _add_pods(schemas, channels, messages, operations)
+    _add_core(core, schemas, channels, messages, operations)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -281,7 +288,7 @@ def _add_modules(modules: Sequence[Module], operations: Document) -> None:
             operations[f"{module.name}.hears.{name}"] = {
                 **_operation("receive", name, hearing.event.__name__),
                 "tags": [{"name": module.name}],
-                "x-durable": durable_name(name, module.name),
+                "x-durable": hearing.consumer(module.name),
                 "x-max-deliver": hearing.max_deliver,
                 "x-ack-wait": hearing.ack_wait,
             }
@@ -312,9 +319,15 @@ def _add_modules(modules: Sequence[Module], operations: Document) -> None:
             }
 
 
-def _add_phone(schemas: _Schemas, channels: Document, messages: Document, operations: Document) -> None:
+def _add_phone(
+    schemas: _Schemas,
+    channels: Document,
+    messages: Document,
+    operations: Document,
+    frames: Mapping[str, type[Any]],
+) -> None:
     said = {f"say.{event}": _frame(event, schemas.of(kind), said=True) for event, kind in SAYS.items()}
-    told = {f"hear.{event}": _frame(event, _told(kind, schemas), said=False) for event, kind in TOLD.items()}
+    told = {f"hear.{event}": _frame(event, _told(kind, schemas), said=False) for event, kind in frames.items()}
     told["hear.ack"] = _frame("ack", _ack(schemas), said=False)
     messages |= said | told
     channels["phone"] = {
@@ -370,6 +383,55 @@ def _add_pods(schemas: _Schemas, channels: Document, messages: Document, operati
             **({"parameters": {one: {"description": "one token"} for one in parameter}} if parameter else {}),
         }
         operations[f"pods.say.{name}"] = {**_operation("send", name, kind.__name__), "summary": "at most once"}
+
+
+def module_frames(modules: Sequence[Module]) -> list[type[Any]]:
+    """The shapes of what modules tell phones besides ``TOLD``."""
+    return [kind for module in modules for kind in module.frames.values()]
+
+
+def _core(modules: Sequence[Module]) -> list[tuple[str, str, list[type[Any]], bool]]:
+    """(module, subject, types, is it heard) of what modules say and hear outside every stream."""
+    said = [(module.name, one.subject, list(one.carries), False) for module in modules for one in module.tells]
+    heard = [
+        (module.name, one.subject, [*one.carries, *([one.answers] if one.answers else [])], True)
+        for module in modules
+        for one in module.listens
+    ]
+    return said + heard
+
+
+def _add_core(
+    core: Sequence[tuple[str, str, list[type[Any]], bool]],
+    schemas: _Schemas,
+    channels: Document,
+    messages: Document,
+    operations: Document,
+) -> None:
+    for module, address, kinds, heard in core:
+        name = address.replace("{", "").replace("}", "")
+        channel = channels.setdefault(
+            name,
+            {
+                "address": address,
+                "description": "outside every stream: at most once",
+                "servers": [{"$ref": "#/servers/bus"}],
+                "messages": {},
+                "parameters": {one: {"description": "one token"} for one in re.findall(r"\{(\w+)\}", address)},
+            },
+        )
+        for kind in kinds:
+            messages[kind.__name__] = {
+                "name": kind.__name__,
+                "summary": _summary(kind),
+                "contentType": "application/json",
+                "payload": schemas.of(kind),
+            }
+            channel["messages"][kind.__name__] = {"$ref": f"#/components/messages/{kind.__name__}"}
+        operations[f"{module}.{'listens' if heard else 'tells'}.{name}"] = {
+            **_operation("receive" if heard else "send", name, *(kind.__name__ for kind in kinds)),
+            "tags": [{"name": module}],
+        }
 
 
 def _told(kind: type[Any], schemas: _Schemas) -> Document:

@@ -117,7 +117,7 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
         port=settings.web.port if port is None else port,
     )
     settings = structs.replace(settings, web=web)
-    chosen = _chosen_modules(modules)
+    chosen = _chosen_modules(modules, settings.plugins)
     if workers > 1:
         _need_one_for_phones(chosen, workers)
         _need_servers(settings, f"--workers {workers}")
@@ -150,15 +150,17 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
     sys.exit(code)
 
 
-def _chosen_modules(text: str | None) -> list[str] | None:
+def _chosen_modules(text: str | None, plugins: Sequence[str]) -> list[str] | None:
     if text is None:
         return None
     chosen = [name.strip() for name in text.split(",") if name.strip()]
     if chosen == [OPERATOR]:
         return []
-    unknown = sorted(set(chosen) - set(MODULES))
+    # Of ``chat.worker`` only the plugin is known before it is loaded; the application knows the rest.
+    known = [*MODULES, *(path.rpartition(":")[2] for path in plugins)]
+    unknown = sorted(name for name in chosen if name.partition(".")[0] not in known)
     if unknown or not chosen:
-        raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(MODULES)}")
+        raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(known)}")
     return chosen
 
 
@@ -270,42 +272,63 @@ def db() -> None:
 @db.command()
 def upgrade() -> None:
     """Run the migrations that are missing."""
-    before, after = asyncio.run(_migrate(_settings()))
-    click.echo(f"already at {after}" if before == after else f"{before or 'empty'} → {after}")
+    for name, before, after in asyncio.run(_migrate(_settings())):
+        click.echo(name + (f"already at {after}" if before == after else f"{before or 'empty'} → {after}"))
 
 
 @db.command("revision-check")
 def revision_check() -> None:
     """Say how far the schema is; exit 1 when migrations are missing."""
-    found, newest = asyncio.run(_revisions(_settings()))
-    click.echo(f"{found or 'empty'}, newest {newest}")
-    sys.exit(0 if found == newest else 1)
+    found = asyncio.run(_revisions(_settings()))
+    for name, present, newest in found:
+        click.echo(f"{name}{present or 'empty'}, newest {newest}")
+    sys.exit(0 if all(present == newest for _, present, newest in found) else 1)
 
 
-async def _migrate(settings: Settings) -> tuple[str | None, str]:
+def _histories(settings: Settings) -> list[Any]:
+    from nebengjek import schema
+
+    if not settings.plugins:
+        return [schema.OWN]
+    return schema.histories(_without_servers(settings).modules)
+
+
+def _without_servers(settings: Settings) -> Any:
+    """The application's modules: nothing is connected to, and no file of a credential is needed."""
+    from nebengjek.app import App
+
+    return App(Settings(profile="test", plugins=settings.plugins, plugin=settings.plugin))
+
+
+async def _migrate(settings: Settings) -> list[tuple[str, str | None, str]]:
+    """(what comes before it on the line, revision before, revision after) of each history."""
     from nebengjek import schema
     from nebengjek.database import Database
 
     database = Database(settings.database.url)
     try:
-        return await schema.upgrade(database)
+        return [(_named(one), *await schema.upgrade(database, one)) for one in _histories(settings)]
     finally:
         await database.close()
 
 
-async def _revisions(settings: Settings) -> tuple[str | None, str]:
+async def _revisions(settings: Settings) -> list[tuple[str, str | None, str]]:
     from nebengjek import schema
     from nebengjek.database import Database
-    from nebengjek.migrations import HEAD
 
+    histories = _histories(settings)
     # To look is not to make: SQLite would leave an empty file behind.
     if (file := settings.database.file) is not None and not file.exists():
-        return None, HEAD
+        return [(_named(one), None, one.head) for one in histories]
     database = Database(settings.database.url)
     try:
-        return await schema.revision(database), HEAD
+        return [(_named(one), await schema.revision(database, one), one.head) for one in histories]
     finally:
         await database.close()
+
+
+def _named(history: Any) -> str:
+    return f"{history.name}: " if history.name else ""
 
 
 # -- settings, plugins, asyncapi
@@ -384,13 +407,10 @@ def nats_permissions(write: Path | None, check: Path | None) -> None:
     Passwords come from the server's environment: NATS_USERS_PASSWORD and so on, NATS_PASSWORD of the user that is all
     modules at once, NATS_OPERATOR_PASSWORD.
     """
-    from nebengjek.app import App
     from nebengjek.permissions import authorization, users
 
     wanted = _settings()
-    # Modules without their servers: nothing is connected to, and no file of a credential is needed.
-    bare = Settings(profile="test", plugins=wanted.plugins, plugin=wanted.plugin)
-    text = authorization(users(App(bare).modules, domain=wanted.nats.domain))
+    text = authorization(users(_without_servers(wanted).modules, domain=wanted.nats.domain))
     _hand_out(text, "nats-permissions", write, check)
 
 

@@ -7,11 +7,13 @@ request-reply in the queue group of the module's name. ``sweeps``: what every po
 first does it, the database decides.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nebengjek.bus.handling import Answering, Hearing, Watching
+from nebengjek.bus.handling import Answering, Hearing, Listening, Telling, Watching
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import Event, Query
 
 E = TypeVar("E", bound=Event)
@@ -28,8 +30,25 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The migrations (Alembic) of a module that brings tables of its own, apart from the application's.
+
+    ``folder`` holds the scripts, ``head`` is the newest revision. The tables' metadata is ``nebengjek.sql.tables()``.
+    """
+
+    name: str
+    folder: Path
+    head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """``routes``: Litestar handlers and controllers. ``start``: awaited before the first event is heard."""
+    """``routes``: Litestar handlers and controllers. ``start``: awaited before the first event is heard.
+
+    ``closing``: called when the server takes no more requests, before it waits for those under way: to end the
+    answers that would never end. ``streams`` and ``history``: what a plugin brings to the bus and the database.
+    ``frames``: what it tells phones, by event. ``listens`` and ``tells``: subjects outside every stream.
+    """
 
     name: str
     routes: Sequence[Any] = ()
@@ -40,6 +59,12 @@ class Module:
     answers: Sequence[Answering] = ()
     sweeps: Sequence[Sweep] = ()
     start: Callable[[], Awaitable[None]] | None = None
+    closing: Callable[[], None] | None = None
+    streams: Sequence[StreamSpec] = ()
+    listens: Sequence[Listening] = ()
+    tells: Sequence[Telling] = ()
+    frames: Mapping[str, type[Any]] = field(default_factory=dict)
+    history: History | None = None
 
 
 def on(event: type[E], handler: Callable[..., Awaitable[None]], **options: Any) -> Hearing:

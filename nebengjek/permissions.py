@@ -6,6 +6,7 @@ its module's alone. settings/nats-permissions.conf is this, written by ``nebengj
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -18,7 +19,7 @@ from nebengjek.contracts.message import rpc_subject, type_of
 from nebengjek.contracts.pods import BROADCASTS, HEARTBEAT
 from nebengjek.module import Module
 from nebengjek.pods import PHONES
-from nebengjek.streams import STREAMS, durable_name, stream_of
+from nebengjek.streams import STREAMS, stream_of
 
 EVERYTHING = "nebengjek"
 """The user of pods that run several modules: what each of them may, and what operators may."""
@@ -37,13 +38,14 @@ class User(Struct, frozen=True, kw_only=True):
     @property
     def password_variable(self) -> str:
         """The environment variable of the server that holds its password."""
-        return "NATS_PASSWORD" if self.name == EVERYTHING else f"NATS_{self.name.upper()}_PASSWORD"
+        return "NATS_PASSWORD" if self.name == EVERYTHING else f"NATS_{_word(self.name).upper()}_PASSWORD"
 
 
 def users(
     modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS, *, domain: str | None = None
 ) -> list[User]:
     """One for each module, one that is all of them, the operator's. ``domain``: of JetStream, behind a leaf node."""
+    streams = [*streams, *(spec for module in modules for spec in module.streams)]
     api = ["$JS.API", *([f"$JS.{domain}.API"] if domain else [])]
     own = [_module_user(module, modules, streams, api) for module in modules]
     operator = _operator(modules, streams, api)
@@ -55,6 +57,16 @@ def users(
         ),
     )
     return [*own, everything, operator]
+
+
+def _word(name: str) -> str:
+    """The name of a module, also of a part (``chat.worker``), where no dot may be."""
+    return name.replace(".", "_")
+
+
+def _any(subject: str) -> str:
+    """The filter of a subject with ``{names}`` in it."""
+    return re.sub(r"{\w+}", "*", subject)
 
 
 def _is_shared(subject: str) -> bool:
@@ -90,17 +102,19 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
         publish.append(f"$JS.FC.{DEAD_LETTERS}.>")
     publish += [f"{type_of(event)}.*" for event in module.says]
     publish += [rpc_subject(query) for query in module.asks]
+    publish += [_any(telling.subject) for telling in module.tells]
     if module.name == PHONES:
         # Before its start it asks whether another pod serves the phones.
         publish.append(f"pod.{PHONES}.health")
         # What one pod hears for a phone of another.
         publish += POSTS
-    subscribe = [f"_INBOX.{module.name}.>", WAKE, HEARTBEAT, "pod.*.health"]
+    subscribe = [f"_INBOX.{_word(module.name)}.>", WAKE, HEARTBEAT, "pod.*.health"]
     if module.name == PHONES:
         subscribe += POSTS
     subscribe += [f"{type_of(watching.event)}.*" for watching in module.watches]
     subscribe += [f"{rpc_subject(answering.query)} {module.name}" for answering in module.answers]
-    return User(name=module.name, publish=_unique(publish), subscribe=_unique(subscribe))
+    subscribe += [_any(listening.subject) for listening in module.listens]
+    return User(name=_word(module.name), publish=_unique(publish), subscribe=_unique(subscribe))
 
 
 def _making(modules: Sequence[Module], streams: Sequence[StreamSpec], api: Sequence[str]) -> list[str]:
@@ -123,8 +137,9 @@ def _making(modules: Sequence[Module], streams: Sequence[StreamSpec], api: Seque
 
 
 def _consumers(module: Module, streams: Sequence[StreamSpec]) -> list[tuple[str, str]]:
-    types = [type_of(hearing.event) for hearing in module.hears]
-    return [(stream_of(name, streams).name, durable_name(name, module.name)) for name in types]
+    return [
+        (stream_of(type_of(hearing.event), streams).name, hearing.consumer(module.name)) for hearing in module.hears
+    ]
 
 
 def _operator(modules: Sequence[Module], streams: Sequence[StreamSpec], api: Sequence[str]) -> User:

@@ -2,6 +2,8 @@
 
 ``plugins = ["nebengjek_plugins.chat:chat"]`` names a factory; ``[plugin.chat]`` holds its keyword arguments. What
 it needs of the application it names as parameters: ``def chat(bus, database, clock, *, lines: int = 3) -> Module``.
+A parameter ``settings`` of a Struct type takes the whole table instead. A plugin whose parts may run in other processes
+makes several modules, called ``chat`` and ``chat.worker``.
 """
 
 import difflib
@@ -11,15 +13,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import msgspec
-from msgspec import Struct
+from msgspec import NODEFAULT, Struct, structs
 
 from nebengjek.errors import Misconfigured
 from nebengjek.module import Module
 
-PARTS = ("bus", "clock", "database", "delivery", "state")
-"""What a factory may ask for by naming it as a parameter; every other parameter is the settings' to fill."""
+PARTS = ("admin_guard", "bus", "clock", "database", "delivery", "pod_id", "presence", "state")
+"""What a factory may ask for by naming it as a parameter; every other parameter is the settings' to fill.
 
-Factory = Callable[..., Module]
+``presence(kind)`` makes a registry of which pod holds what of a kind, beside that of phones.
+"""
+TABLE = "settings"
+"""The parameter that takes the whole table, as a Struct."""
+
+Factory = Callable[..., Module | Sequence[Module]]
 
 
 class PluginInfo(Struct, frozen=True, kw_only=True):
@@ -52,10 +59,10 @@ def load_plugins(
             raise Misconfigured(f"plugin.{table}: plugins names no plugin called {table}{hint}")
     modules: list[Module] = []
     for name, path in names.items():
-        module = _make(name, resolve(path), tables.get(name, {}), parts)
-        if module.name in {*taken, *(other.name for other in modules)}:
-            raise Misconfigured(f"plugins: {path} makes a module {module.name}, but there is one of that name")
-        modules.append(module)
+        for module in _make(name, resolve(path), tables.get(name, {}), parts):
+            if module.name in {*taken, *(other.name for other in modules)}:
+                raise Misconfigured(f"plugins: {path} makes a module {module.name}, but there is one of that name")
+            modules.append(module)
     return modules
 
 
@@ -63,16 +70,30 @@ def inspect_plugin(path: str, parts: Collection[str] = PARTS) -> PluginInfo:
     """What there is to know without making it. Raises Misconfigured when it cannot be imported."""
     factory = resolve(path)
     parameters = inspect.signature(factory).parameters.values()
+    arguments = {
+        item.name: "required" if item.default is item.empty else repr(item.default)
+        for item in parameters
+        if item.name not in parts
+    }
+    if (kind := _table_kind(factory)) is not None:
+        arguments = {item.name: _default(item) for item in structs.fields(kind)}
     return PluginInfo(
         path=path,
         name=name_of(path),
         summary=(inspect.getdoc(factory) or "").partition("\n")[0],
-        arguments={
-            item.name: "required" if item.default is item.empty else repr(item.default)
-            for item in parameters
-            if item.name not in parts
-        },
+        arguments=arguments,
     )
+
+
+def _table_kind(factory: Factory) -> type[Struct] | None:
+    kind = get_type_hints(factory).get(TABLE)
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
+
+
+def _default(item: structs.FieldInfo) -> str:
+    if item.default is not NODEFAULT:
+        return repr(item.default)
+    return repr(item.default_factory()) if item.default_factory is not NODEFAULT else "required"
 
 
 def name_of(path: str) -> str:
@@ -100,27 +121,57 @@ def resolve(path: str) -> Factory:
     return factory
 
 
-def _make(name: str, factory: Factory, table: Mapping[str, Any], parts: Mapping[str, Any]) -> Module:
+def _make(name: str, factory: Factory, table: Mapping[str, Any], parts: Mapping[str, Any]) -> Sequence[Module]:
     parameters = inspect.signature(factory).parameters
-    own = {key for key in parameters if key not in parts}
-    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    arguments = {key: parts[key] for key in parameters if key in parts}
+    if (kind := _table_kind(factory)) is not None:
+        _refuse_unknown(name, table, [item.name for item in structs.fields(kind)])
+        arguments[TABLE] = _converted(name, table, kind)
+    else:
+        arguments |= _arguments(name, factory, table, parts)
+    made = factory(**arguments)
+    modules = [made] if isinstance(made, Module) else made
+    if not isinstance(modules, Sequence) or not all(isinstance(module, Module) for module in modules):
+        raise Misconfigured(f"plugins: {name} makes no Module but {type(made).__name__}")
+    return modules
+
+
+def _refuse_unknown(name: str, table: Mapping[str, Any], own: Collection[str]) -> None:
     for key in table:
-        if key not in own and not takes_any:
+        if key not in own:
             close = difflib.get_close_matches(key, own, n=1)
             hint = f"; did you mean plugin.{name}.{close[0]}?" if close else f", expected one of {sorted(own)}"
             raise Misconfigured(f"plugin.{name}.{key}: there is no such argument{hint}")
+
+
+def _converted(name: str, table: Mapping[str, Any], kind: type[Struct]) -> Struct:
+    """Value by value, so that the key is named which does not fit; then as a whole, for what belongs together."""
+    for item in structs.fields(kind):
+        if item.name in table:
+            _value(name, item.name, table[item.name], item.type)
+        elif item.required:
+            raise Misconfigured(f"plugin.{name}.{item.name} is not set: {name} expects it")
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise Misconfigured(f"plugin.{name}: {str(error).partition(' - at')[0]}") from error
+
+
+def _value(name: str, key: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Misconfigured(f"plugin.{name}.{key}: {str(error).partition(' - at')[0]}") from error
+
+
+def _arguments(name: str, factory: Factory, table: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    if not takes_any:
+        _refuse_unknown(name, table, {key for key in parameters if key not in parts})
     for item in parameters.values():
         bare = item.default is item.empty and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
         if bare and item.name not in table and item.name not in parts:
             raise Misconfigured(f"plugin.{name}.{item.name} is not set: {name} expects it")
     hints = get_type_hints(factory, include_extras=True)
-    arguments = {key: parts[key] for key in parameters if key in parts}
-    for key, value in table.items():
-        try:
-            arguments[key] = msgspec.convert(value, hints.get(key, Any))
-        except msgspec.ValidationError as error:
-            raise Misconfigured(f"plugin.{name}.{key}: {str(error).partition(' - at')[0]}") from error
-    module = factory(**arguments)
-    if not isinstance(module, Module):
-        raise Misconfigured(f"plugins: {name} makes no Module but {type(module).__name__}")
-    return module
+    return {key: _value(name, key, value, hints.get(key, Any)) for key, value in table.items()}

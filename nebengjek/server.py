@@ -55,6 +55,11 @@ class Server(uvicorn.Server):
         if self._on_ready is not None:
             self._on_ready(self.url)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends what would go on for ever, then waits for the rest."""
+        self.app.closing()
+        await super().shutdown(sockets=sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():

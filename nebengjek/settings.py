@@ -398,7 +398,7 @@ def masked(settings: Settings) -> dict[str, Any]:
     for plugin, arguments in settings.plugin.items():
         for name, value in arguments.items():
             # A plugin does not say which of its arguments are secret, so the name has to.
-            secret = re.search(r"secret|password|token|key|credential|dsn|url", name)
+            secret = re.search(r"secret|password|token(?!s)|key|credential|dsn|url", name)
             shown[f"plugin.{plugin}.{name}"] = MASK if value and secret else value
     return shown
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from nebengjek.bus.errors import BusError
-from nebengjek.contracts.message import Event, Query
+from nebengjek.contracts.message import Event, Query, type_of
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Hearing:
 
     ``batch``: 0 = one event a call, else up to so many, and ``linger`` seconds between two batches. ``ordered_by``:
     a field of the event; events with the same value are handled one after the other within this pod. ``timeout``:
-    seconds a handler may take.
+    seconds a handler may take. ``durable``: the consumer's name where somebody else's document gives it one.
     """
 
     event: type[Event]
@@ -83,6 +83,11 @@ class Hearing:
     max_deliver: int = 5
     max_ack_pending: int = 1000
     timeout: float = 120.0
+    durable: str | None = None
+
+    def consumer(self, module: str) -> str:
+        """The durable consumer through which ``module`` hears it: ``ride_pickup_match``, unless it was named."""
+        return self.durable or f"{type_of(self.event)}_{module}".replace(".", "_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +104,27 @@ class Answering:
 
     query: type[Query[Any]]
     handler: QueryHandler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """A subject outside every stream that each pod of a module hears, at most once; one message after the other.
+
+    ``subject``: ``{pod_id}`` in it is the listener's own id, any other ``{name}`` stands for any one token.
+    ``handler(value)`` gets what ``read`` makes of the bytes; what it returns, if anything, answers whoever asked.
+    ``carries`` and ``answers``: the types, for the documents; of several types ``read`` has to tell one from another.
+    """
+
+    subject: str
+    carries: Sequence[type[Any]]
+    handler: Callable[[Any], Awaitable[Any]]
+    read: Callable[[bytes], Any]
+    answers: type[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """What a module publishes or asks outside every stream; ``subject`` as in ``Listening``, for the documents."""
+
+    subject: str
+    carries: Sequence[type[Any]]

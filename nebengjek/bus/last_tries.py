@@ -42,7 +42,7 @@ _decoder = msgspec.json.Decoder(_Exhausted)
 
 def durable_of(module: str) -> str:
     """``dead_letters_match``"""
-    return f"dead_letters_{module}"
+    return f"dead_letters_{module}".replace(".", "_")
 
 
 def consumer_of(module: str, hears: Iterable[tuple[str, str]]) -> ConsumerSpec:

@@ -23,9 +23,10 @@ from nebengjek.bus.capacity import ensure_streams
 from nebengjek.bus.codec import EVENT_TYPE, ONLY_FOR, Codec, Received, Undecodable
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
+from nebengjek.bus.direct import Direct
 from nebengjek.bus.errors import ApiError, BusError, Disconnected, NoStream, NotPermitted, PublishTimeout
 from nebengjek.bus.gathering import Gatherer
-from nebengjek.bus.handling import Answering, Hearing, Watching, contained
+from nebengjek.bus.handling import Answering, Hearing, Listening, Watching, contained
 from nebengjek.bus.inbox import Inbox
 from nebengjek.bus.interface import Broker, Connection, ConnectionStatus, Outcome, Subscription
 from nebengjek.bus.last_tries import LastTries
@@ -166,7 +167,10 @@ class MessageBus:
         self._streams = {spec.name: spec for spec in streams}
         self._observer: Observer = observer or Silent()
         self._spans = spans
+        payloads = payloads or Payloads()
         self._codec = Codec(pod_id, clock, payloads)
+        self.direct = Direct(broker, payloads, self._wait_established, pod_id=pod_id)
+        self._listens: list[Listening] = []
         self._retry_delays = retry_delays
         self._window = window
         self._lag_alarm = lag_alarm
@@ -175,6 +179,7 @@ class MessageBus:
         self._refusal: str | None = None
         self._runners: list[Runner] = []
         self._wanted: dict[tuple[str, str], ConsumerSpec] = {}
+        self._by_module: dict[str, list[tuple[str, str]]] = {}
         self._watches: list[Watching] = []
         self._answers: list[tuple[str, Answering]] = []
         self._subscriptions: list[Subscription] = []
@@ -195,6 +200,12 @@ class MessageBus:
 
     # -- wiring
 
+    def keep(self, streams: Sequence[StreamSpec]) -> None:
+        """Before the modules are wired: there are these streams too. Raises ValueError for a name that is taken."""
+        for spec in streams:
+            if self._streams.setdefault(spec.name, spec) != spec:
+                raise ValueError(f"two streams would be called {spec.name}")
+
     def wire(
         self,
         module: str,
@@ -203,6 +214,7 @@ class MessageBus:
         answers: Sequence[Answering],
         *,
         says: Sequence[type[Event]] = (),
+        listens: Sequence[Listening] = (),
         running: bool = True,
     ) -> None:
         """Before ``start``. ``running=False``: another pod runs the module; only its consumers are made here.
@@ -214,7 +226,7 @@ class MessageBus:
         own: list[tuple[str, str]] = []
         for hearing in hears:
             stream = self._stream_of(hearing.event)
-            name = f"{type_of(hearing.event).replace('.', '_')}_{module}"
+            name = hearing.consumer(module)
             if any(known == name for _, known in self._wanted):
                 raise ValueError(f"two consumers would be called {name}")
             spec = ConsumerSpec(
@@ -230,6 +242,7 @@ class MessageBus:
             own.append((stream.name, name))
             if running:
                 self._runners.append(self._runner(stream.name, name, spec, hearing))
+        self._by_module[module] = own
         if own and last_tries.STREAM in self._streams:
             spec = last_tries.consumer_of(module, own)
             self._wanted[last_tries.STREAM, last_tries.durable_of(module)] = spec
@@ -237,12 +250,13 @@ class MessageBus:
                 self._last_tries.append(LastTries(self.broker, self.dead_letters, spec, self._ensure_last_tries))
         if running:
             self._watches.extend(watches)
+            self._listens.extend(listens)
             for answering in answers:
                 if any(self._captures(spec, rpc_subject(answering.query)) for spec in self._streams.values()):
                     raise ValueError(
                         f"{rpc_subject(answering.query)} lies inside a stream, whose PubAck would answer it"
                     )
-                self._answers.append((module, answering))
+                self._answers.append((module.replace(".", "_"), answering))
 
     def _runner(self, stream: str, name: str, spec: ConsumerSpec, hearing: Hearing) -> Runner:
         return Runner(
@@ -351,6 +365,8 @@ class MessageBus:
             await self._serve(module, answering)
         for watching in self._watches:
             await self._watch(watching)
+        for listening in self._listens:
+            self._subscriptions.append(await self.direct.listen(listening))
         self._subscriptions.append(await self.broker.subscribe(WAKE, self._woken))
         self._established.set()
 
@@ -696,7 +712,7 @@ class MessageBus:
 
     def consumers_of(self, module: str) -> list[tuple[str, ConsumerSpec]]:
         """The durable consumers of a wired module, each with its stream."""
-        return [(stream, spec) for (stream, name), spec in self._wanted.items() if name.endswith(f"_{module}")]
+        return [(stream, self._wanted[stream, name]) for stream, name in self._by_module.get(module, ())]
 
     async def orphans(self) -> list[str]:
         """``stream/consumer`` of durables on our streams that no module wants."""

@@ -37,6 +37,8 @@ class Event(Struct, frozen=True, kw_only=True):
     """The field whose value is the last token of the subject."""
     sensitive: ClassVar[bool] = False
     """Sealed on its way, where the settings have a key: what it says is about a person."""
+    foreign_type: ClassVar[str | None] = None
+    """The type of an event whose body has the fields of somebody else's schema, so no tag among them."""
     number: ClassVar[str | None] = "version"
     """The field that counts events of this type and key (for the message id); None: a UUIDv7 is made instead."""
 
@@ -47,7 +49,9 @@ class Query(Struct, Generic[Answer], frozen=True, kw_only=True):
 
 def type_of(message: Event | type[Event] | Query[Any] | type[Query[Any]]) -> str:
     """The tag: ``ride.pickup``. Raises TypeError for a struct without one."""
-    tag = message.__struct_config__.tag
+    tag: object = message.__struct_config__.tag
+    if tag is None:
+        tag = getattr(message, "foreign_type", None)
     if tag in _known_types:
         return str(tag)
     if not isinstance(tag, str) or not _TYPE.fullmatch(tag):

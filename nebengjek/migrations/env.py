@@ -3,9 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from nebengjek.sql import metadata
-
 connection: Connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, user_module_prefix="")
+context.configure(connection=connection, version_table=context.config.attributes["version_table"])
 with context.begin_transaction():
     context.run_migrations()

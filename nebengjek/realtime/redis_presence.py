@@ -103,15 +103,18 @@ end
 return 1
 """
 
-_GONE_KEY = "presence-gone"
-_LEASE = "presence-alive:"
-
 
 class RedisPresence(Presence):
-    """Does not own ``client``. What it cannot tell the server now, the next beat tells."""
+    """Does not own ``client``. What it cannot tell the server now, the next beat tells.
 
-    def __init__(self, client: RedisClient, clock: Clock, *, pod_id: str) -> None:
+    ``kind``: what the keys begin with; of another kind it knows who holds something else than phones.
+    """
+
+    def __init__(self, client: RedisClient, clock: Clock, *, pod_id: str, kind: str = "presence") -> None:
         self._client = client
+        self._kind = kind
+        self._lease = f"{kind}-alive:"
+        self._gone_key = f"{kind}-gone"
         self._clock = clock
         self._pod_id = pod_id
         self._holder = f"{pod_id}.{uuid7()}"
@@ -148,9 +151,9 @@ class RedisPresence(Presence):
 
     async def beat(self) -> None:
         try:
-            keys = [f"{_LEASE}{self._holder}", "presence-pods"]
+            keys = [f"{self._lease}{self._holder}", f"{self._kind}-pods"]
             lease = round(LEASE_SECONDS * 1000)
-            kept, there, dead = await self._beat(keys, self._holder, lease, PREFIX + _LEASE)
+            kept, there, dead = await self._beat(keys, self._holder, lease, PREFIX + self._lease)
             self.alone = not there
             if not kept or not self._told:
                 await self._say_all()
@@ -180,7 +183,7 @@ class RedisPresence(Presence):
         return own | {user_id for user_id, holders in await self._holders(others) if holders}
 
     async def lapsed(self, grace: float) -> list[str]:
-        found = await self._lapsed([_GONE_KEY], repr(self._clock.seconds() - grace))
+        found = await self._lapsed([self._gone_key], repr(self._clock.seconds() - grace))
         return [user_id.decode() for user_id in found]
 
     # -- what the server is told
@@ -204,7 +207,7 @@ class RedisPresence(Presence):
             oldest = self._clock.seconds() - ENDED_KEPT
             self._ended = {user_id: since for user_id, since in self._ended.items() if since > oldest}
             for ended in _chunks(list(self._ended.items())):
-                keys = [_GONE_KEY, *(f"presence:{user_id}" for user_id, _ in ended)]
+                keys = [self._gone_key, *(f"{self._kind}:{user_id}" for user_id, _ in ended)]
                 await self._gone(keys, *(part for user_id, since in ended for part in (user_id, repr(since))))
         except Unavailable:
             self._told = False
@@ -213,11 +216,11 @@ class RedisPresence(Presence):
     async def _forget_pod(self, holder: str) -> None:
         while True:
             with reaching_redis():
-                command = ("SRANDMEMBER", f"{PREFIX}presence-pod:{holder}", AT_ONCE)
+                command = ("SRANDMEMBER", f"{PREFIX}{self._kind}-pod:{holder}", AT_ONCE)
                 members: list[bytes] = await self._client.execute_command(*command)
             connections = [(user, connection) for user, _, connection in (m.decode().partition(" ") for m in members)]
             keys, arguments = self._named(holder, connections)
-            keys = [f"{_LEASE}{holder}", "presence-pods", *keys]
+            keys = [f"{self._lease}{holder}", f"{self._kind}-pods", *keys]
             forgotten = await self._forget(keys, holder, repr(self._clock.seconds()), *arguments)
             if not forgotten or not members:
                 return
@@ -225,15 +228,20 @@ class RedisPresence(Presence):
     async def _holders(self, user_ids: Collection[str]) -> list[tuple[str, list[str]]]:
         found: list[tuple[str, list[str]]] = []
         for users in _chunks(user_ids):
-            answer: list[list[bytes]] = await self._where([f"presence:{user_id}" for user_id in users], PREFIX + _LEASE)
+            answer: list[list[bytes]] = await self._where(
+                [f"{self._kind}:{user_id}" for user_id in users], PREFIX + self._lease
+            )
             found += [
                 (user, [holder.decode() for holder in holders]) for user, holders in zip(users, answer, strict=True)
             ]
         return found
 
-    @staticmethod
-    def _named(holder: str, connections: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        keys = [f"presence-pod:{holder}", _GONE_KEY, *(f"presence:{user_id}" for user_id, _ in connections)]
+    def _named(self, holder: str, connections: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        keys = [
+            f"{self._kind}-pod:{holder}",
+            self._gone_key,
+            *(f"{self._kind}:{user_id}" for user_id, _ in connections),
+        ]
         return keys, [part for connection in connections for part in connection]
 
 
