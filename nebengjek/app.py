@@ -167,11 +167,14 @@ class App:
         return RedisFastState(self.redis)
 
     def _delivery(self, payloads: Payloads) -> Delivery:
+        patience, cut_off = self.settings.web.stall_timeout, self.metrics.counter("phones_cut_off").inc
         if self.redis is None:
-            return Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
-        presence = RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
-        relay = Relay(self.broker, presence, pod_id=self.pod_id, payloads=payloads)
-        return Delivery(RedisMailbox(self.redis, self.clock), presence, self.clock, relay)
+            mailbox, presence = MemoryMailbox(self.clock), MemoryPresence(self.clock)
+            return Delivery(mailbox, presence, self.clock, patience=patience, cut_off=cut_off)
+        seen = RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
+        relay = Relay(self.broker, seen, pod_id=self.pod_id, payloads=payloads)
+        mail = RedisMailbox(self.redis, self.clock)
+        return Delivery(mail, seen, self.clock, relay, patience=patience, cut_off=cut_off)
 
     def _presence(self, kind: str) -> Presence:
         """Which pod holds what, of another kind than phones."""
@@ -348,6 +351,11 @@ class App:
         """What is counted when somebody looks, not when it happens."""
         self.metrics.observe_health(await self.bus.health())
         self.metrics.gauge("sockets").set(self.delivery.sockets)
+        self.metrics.gauge("users_connected").set(self.delivery.users)
+        slow, frames = self.delivery.waiting()
+        self.metrics.gauge("sockets_waiting").set(slow)
+        self.metrics.gauge("frames_waiting").set(frames)
+        self.metrics.observe_pods({beat.pod_id: beat.active_connections for beat in self.pods.known()})
         async with self.database.read() as tx:
             rides_by_state = await count_by_status(tx)
         for state, count in rides_by_state.items():

@@ -10,8 +10,7 @@ import uvicorn
 
 from nebengjek.app import App
 from nebengjek.settings import Settings
-
-PING_SECONDS = 20.0
+from nebengjek.sockets import PhoneProtocol
 
 
 class Server(uvicorn.Server):
@@ -29,10 +28,11 @@ class Server(uvicorn.Server):
                 port=web.port,
                 loop="none",
                 http="httptools",
-                ws="websockets-sansio",
+                ws=PhoneProtocol,
                 ws_max_size=web.max_frame,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PING_SECONDS,
+                ws_ping_interval=web.ping_interval,
+                ws_ping_timeout=None,
+                ws_per_message_deflate=False,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -181,6 +181,10 @@ class Web(Section, frozen=True, kw_only=True):
     frames_per_second: Annotated[float, Meta(gt=0, le=100_000)] = 20
     frame_burst: Count = 40
     max_frame: Annotated[int, Meta(ge=256, le=1024 * 1024)] = 65536
+    ping_interval: Annotated[float, Meta(gt=0, le=3600)] = 20
+    """Between two pings; a phone that answers none of two is dead when the third is due."""
+    stall_timeout: Annotated[float, Meta(gt=0, le=3600)] = 20
+    """So long a phone may take nothing of what is sent to it."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API (CORS); ``*`` = any."""
     trusted_proxies: tuple[str, ...] = ()

@@ -33,10 +33,14 @@ MAX_EVENTS = 500
 
 COUNTERS = {
     "matches": ("Proposals by what became of them: offered, accepted, rejected.", ("outcome",)),
+    "phones_cut_off": ("Phones that took nothing of what they were sent, and were closed with 4408.", ()),
     "sweep_failures": ("Rounds of a sweep that raised; the next round comes anyway.", ("sweep",)),
 }
 GAUGES = {
     "sockets": ("Phones connected to this pod.", ()),
+    "users_connected": ("Users with at least one phone connected to this pod.", ()),
+    "sockets_waiting": ("Phones that do not take what they are sent, for the moment.", ()),
+    "frames_waiting": ("Frames that wait in this process for those phones.", ()),
     "rides": ("Rides in the database by state.", ("state",)),
 }
 
@@ -57,6 +61,7 @@ class Metrics(Collector):
         self._dead: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._seconds: dict[str, _Histogram] = {}
         self._health: Health | None = None
+        self._pods: dict[str, int] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._made: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._counters = {
@@ -132,6 +137,10 @@ class Metrics(Collector):
         """Keep what the bus says of its consumers for the next scrape."""
         self._health = health
 
+    def observe_pods(self, sockets: dict[str, int]) -> None:
+        """Keep the connections of each pod that was heard lately for the next scrape."""
+        self._pods = sockets
+
     async def render(self) -> bytes:
         """The text that Prometheus reads."""
         for refresh in self._refreshers:
@@ -171,6 +180,10 @@ class Metrics(Collector):
         for consumer, histogram in self._seconds.items():
             seconds.add_metric([consumer], buckets=histogram.cumulative(), sum_value=histogram.total)
         yield seconds
+        pods = GaugeMetricFamily("nebengjek_pod_sockets", "Phones connected to a pod, as it last said.", labels=["pod"])
+        for pod_id, sockets in self._pods.items():
+            pods.add_metric([pod_id], sockets)
+        yield pods
         if self._health is not None:
             yield from _health_metrics(self._health)
 

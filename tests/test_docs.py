@@ -273,7 +273,7 @@ def test_close_codes_are_listed() -> None:
     said = {row[0] for row in rows(section(PROTOCOL, "Close codes"))}
     by_name = {delivery.SLOW_PHONE, delivery.TOKEN_ENDED, delivery.START_ANEW}
     by_name |= {websocket.BAD_FRAMES_CODE, delivery.TRY_AGAIN}
-    ours = by_name | {1009, 1012, 4500}
+    ours = by_name | {1009, 1011, 1012, 4500}
     assert said == {str(code) for code in ours}
 
 

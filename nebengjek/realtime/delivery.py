@@ -6,6 +6,7 @@ does not take waits with it alone.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,8 +26,13 @@ from nebengjek.realtime.relay import Relay
 from nebengjek.tokens import Identity
 
 Send = Callable[[Any], Awaitable[None]]
-MAX_ANSWERS = 1000
+MAX_ANSWERS = 256
 """Answers that wait for a phone that does not read; one more and the connection is closed (4408)."""
+MAX_SHOWN = 64
+"""Kinds of frames that may be missed of which the newest waits; of one more the oldest kind is left out."""
+MAX_LETTERS = 64
+"""Frames taken out of the mailbox at once: what a phone does not take stays in there."""
+STALL_SECONDS = 20.0
 
 SLOW_PHONE = 4408
 TOKEN_ENDED = 4401
@@ -50,8 +56,7 @@ def encode_frame(event: str, data: Any) -> bytes:
 class Connection:
     """One socket of one user on this pod. ``close_code`` is set when the server wants it closed.
 
-
-    Nothing is sent before ``open``. ``send`` is ASGI's.
+    Nothing is sent before ``open``. ``send`` is ASGI's; the one of a close must not wait for the phone.
     """
 
     def __init__(
@@ -70,6 +75,9 @@ class Connection:
         self._busy = True
         """Not open, or something is being sent: whoever sends sees what is new."""
         self._sending: asyncio.Task[None] | None = None
+        self._sent = 0
+        self._stalled: tuple[int, float] | None = None
+        """What had been sent when a send was first seen waiting, and when that was."""
 
     @property
     def user_id(self) -> str:
@@ -82,18 +90,26 @@ class Connection:
 
     def answer(self, frame: bytes) -> None:
         """Send ``frame``, in order, as soon as the phone takes it."""
+        if self.close_code is not None:
+            return
         self._answers.append(frame)
         if len(self._answers) > MAX_ANSWERS:
-            self.close(SLOW_PHONE)
+            self._cut_off()
         self._wake()
 
     def show(self, kind: str, frame: bytes) -> None:
         """Send ``frame`` unless a newer one of its kind comes first."""
+        if self.close_code is not None:
+            return
         self._newest[kind] = frame
+        if len(self._newest) > MAX_SHOWN:
+            del self._newest[next(iter(self._newest))]
         self._wake()
 
     def ring(self) -> None:
         """The mailbox holds more."""
+        if self.close_code is not None:
+            return
         self._mail = True
         self._wake()
 
@@ -102,6 +118,32 @@ class Connection:
         if self.close_code is None:
             self.close_code = code
         self._wake()
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait in this process for the phone to take what it was sent."""
+        return len(self._answers) + len(self._newest)
+
+    def look(self, now: float, patience: float) -> None:
+        """Each second: cut the phone off (4408) when it has taken nothing for ``patience`` seconds."""
+        if self._sending is None or self._sending.done():
+            self._stalled = None
+        elif self._stalled is None or self._stalled[0] != self._sent:
+            self._stalled = (self._sent, now)
+        elif now - self._stalled[1] >= patience:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Close, and wait for nothing: what was to be sent is in the mailbox, may be missed, or is asked for again."""
+        self.close_code = self.close_code or SLOW_PHONE
+        self._answers.clear()
+        self._newest.clear()
+        self._mail = False
+        if self._sending is not None:
+            self._sending.cancel()
+        self._busy = True
+        # In a task of its own: who shows this phone something must not fail with it.
+        self._sending = asyncio.create_task(self._send_all(), name=f"sender {self.id}")
 
     async def end(self) -> None:
         """The socket is no more."""
@@ -125,14 +167,17 @@ class Connection:
             while self._answers or self._mail or self._newest:
                 while self._answers:
                     await send({"type": "websocket.send", "text": self._answers.popleft().decode()})
+                    self._sent += 1
                 if self._mail:
                     self._mail = False
                     for frame in await self._letters():
                         await send({"type": "websocket.send", "text": frame.data.decode()})
+                        self._sent += 1
                         self.last_seq = frame.seq
                 if self._newest:
                     frame_bytes = self._newest.pop(next(iter(self._newest)))
                     await send({"type": "websocket.send", "text": frame_bytes.decode()})
+                    self._sent += 1
         except OSError:
             # A socket that dies under a send is the end of a phone, not an error of ours; nothing is sent any more.
             return
@@ -148,7 +193,10 @@ class Connection:
     async def _letters(self) -> list[Frame]:
         """What the mailbox holds beyond what was sent; with the mailbox away nothing, and the bell rings again."""
         try:
-            return await self._mailbox.after(self.user_id, self.last_seq, self.epoch)
+            letters = await self._mailbox.after(self.user_id, self.last_seq, self.epoch, MAX_LETTERS)
+            # A full hand: there may be more.
+            self._mail = self._mail or len(letters) == MAX_LETTERS
+            return letters
         except Unavailable:
             asyncio.get_running_loop().call_later(RING_AGAIN, self.ring)
         except Forgotten:
@@ -159,11 +207,23 @@ class Connection:
 class Delivery:
     """The connections of this pod, and how an event reaches them; through ``relay`` those of other pods too."""
 
-    def __init__(self, mailbox: Mailbox, presence: Presence, clock: Clock, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        presence: Presence,
+        clock: Clock,
+        relay: Relay | None = None,
+        *,
+        patience: float = STALL_SECONDS,
+        cut_off: Callable[[], None] | None = None,
+    ) -> None:
+        """``patience``: seconds for which a phone may take nothing; ``cut_off``: called when one is closed for it."""
         self.mailbox = mailbox
         self.presence = presence
         self._clock = clock
         self._relay = relay
+        self._patience = patience
+        self._cut_off = cut_off
         self._by_user: dict[str, dict[str, Connection]] = {}
 
     async def start(self) -> None:
@@ -216,6 +276,10 @@ class Delivery:
         connections.pop(connection.id, None)
         if not connections:
             self._by_user.pop(connection.user_id, None)
+        if connection.close_code == SLOW_PHONE:
+            log.info("phone.slow", connection=connection.id, sent=connection.last_seq)
+            if self._cut_off is not None:
+                self._cut_off()
         await self.presence.detach(connection.user_id, connection.id)
 
     async def deliver(self, user_id: str, event: str, data: Any, *, message_id: str) -> None:
@@ -226,18 +290,18 @@ class Delivery:
         if self._relay is not None:
             self._relay.ring(user_id)
 
-    def show(self, user_id: str, event: str, data: Any) -> None:
-        """A frame that may be missed: only the newest of its kind waits for a slow phone."""
+    def show(self, user_id: str, event: str, data: Any, *, about: str = "") -> None:
+        """A frame that may be missed: of one event ``about`` one thing only the newest waits for a slow phone."""
         connections = self._by_user.get(user_id)
         relay = None if self.presence.alone else self._relay
         if not connections and relay is None:
             return
-        frame = encode_frame(event, data)
+        frame, kind = encode_frame(event, data), event + about
         if connections:
             for connection in connections.values():
-                connection.show(event, frame)
+                connection.show(kind, frame)
         if relay is not None:
-            relay.show(user_id, event, frame)
+            relay.show(user_id, kind, frame)
 
     def answer(self, user_id: str, connection_id: str, frame: bytes) -> None:
         """The answer to a frame, to the connection that sent it, if it is still there."""
@@ -253,15 +317,28 @@ class Delivery:
             if connection.identity.session_id == session_id:
                 connection.close(TOKEN_ENDED)
 
-    async def close_expired(self) -> None:
-        """Close the sockets whose token has ended (4401)."""
+    async def tend(self) -> None:
+        """Close the sockets whose token has ended (4401), and those that take nothing of what they are sent (4408)."""
         now: datetime = self._clock.now()
+        # A phone that does not read is a matter of the network: no clock that somebody sets has a say in it.
+        passed = time.monotonic()
         for connections in list(self._by_user.values()):
             for connection in list(connections.values()):
                 if connection.identity.expires_at <= now:
                     connection.close(TOKEN_ENDED)
+                connection.look(passed, self._patience)
 
     @property
     def sockets(self) -> int:
         """Open connections on this pod."""
         return sum(len(connections) for connections in self._by_user.values())
+
+    @property
+    def users(self) -> int:
+        """Who has at least one connection on this pod."""
+        return len(self._by_user)
+
+    def waiting(self) -> tuple[int, int]:
+        """(connections whose phone does not take what it is sent, frames that wait for them in this process)."""
+        waiting = [one.waiting for connections in self._by_user.values() for one in connections.values() if one.waiting]
+        return len(waiting), sum(waiting)

@@ -46,8 +46,8 @@ class Mailbox(ABC):
         """Where the mailbox stands; its epoch stays from here on, also while nothing is in it."""
 
     @abstractmethod
-    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
-        """The frames beyond ``seq``, in order and without a gap. Raises Forgotten."""
+    async def after(self, user_id: str, seq: int, epoch: str, at_most: int = KEEP_FRAMES) -> list[Frame]:
+        """The first ``at_most`` frames beyond ``seq``, in order and without a gap. Raises Forgotten."""
 
     @abstractmethod
     async def counts(self, user_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -97,7 +97,7 @@ class MemoryMailbox(Mailbox):
             return Head(self._epoch, 0, 1)
         return Head(self._epoch, box.last_seq, box.last_seq + 1 - len(box.frames))
 
-    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+    async def after(self, user_id: str, seq: int, epoch: str, at_most: int = KEEP_FRAMES) -> list[Frame]:
         if epoch != self._epoch:
             raise Forgotten(f"the mailbox has begun anew since {epoch}")
         box = self._boxes.get(user_id)
@@ -108,7 +108,7 @@ class MemoryMailbox(Mailbox):
         if len(newest) < box.last_seq - seq:
             raise Forgotten(f"what follows {seq} is not kept any more")
         newest.reverse()
-        return newest
+        return newest[:at_most]
 
     async def counts(self, user_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         return {user_id: (self._epoch, self._boxes[user_id].last_seq) for user_id in user_ids if user_id in self._boxes}

@@ -52,12 +52,17 @@ return {redis.call('HGET', KEYS[1], 'epoch'), tonumber(redis.call('HGET', KEYS[1
         redis.call('LLEN', KEYS[2])}
 """
 
-# KEYS: count, frames. ARGV: the seq that is known. Answers the epoch, the last seq, the frames beyond.
+# KEYS: count, frames. ARGV: the seq that is known, how many frames at most. Answers the epoch, the last seq, how many
+# frames there are, the first ones beyond.
 _AFTER = """
 local last = tonumber(redis.call('HGET', KEYS[1], 'seq') or 0)
-local frames = {}
-if last > tonumber(ARGV[1]) then frames = redis.call('LRANGE', KEYS[2], tonumber(ARGV[1]) - last, -1) end
-return {redis.call('HGET', KEYS[1], 'epoch'), last, frames}
+local beyond = last - tonumber(ARGV[1])
+local kept, frames = redis.call('LLEN', KEYS[2]), {}
+if beyond > 0 and beyond <= kept then
+  local first = kept - beyond
+  frames = redis.call('LRANGE', KEYS[2], first, first + tonumber(ARGV[2]) - 1)
+end
+return {redis.call('HGET', KEYS[1], 'epoch'), last, kept, frames}
 """
 
 # KEYS: count, frames. ARGV: the seq up to which the phone has everything.
@@ -99,12 +104,12 @@ class RedisMailbox(Mailbox):
         epoch, last, kept = await self._head(_keys(user_id), uuid7(), _ms(COUNT_SECONDS))
         return Head(epoch.decode(), last, last + 1 - kept)
 
-    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
-        found: tuple[bytes | None, int, list[Any]] = await self._after(_keys(user_id), seq)
-        of, last, frames = found
+    async def after(self, user_id: str, seq: int, epoch: str, at_most: int = KEEP_FRAMES) -> list[Frame]:
+        found: tuple[bytes | None, int, int, list[Any]] = await self._after(_keys(user_id), seq, at_most)
+        of, last, kept, frames = found
         if of is None or of.decode() != epoch:
             raise Forgotten(f"the mailbox has begun anew since {epoch}")
-        if len(frames) < last - seq:
+        if kept < last - seq:
             raise Forgotten(f"what follows {seq} is not kept any more")
         return [Frame(number, frame.partition(b" ")[2]) for number, frame in enumerate(frames, start=seq + 1)]
 

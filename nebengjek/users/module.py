@@ -117,7 +117,7 @@ def users(
             every(2.0, delivery.beat),
             every(5.0, delivery.look_for_mail),
             every(1.0, service.sweep_presence),
-            every(1.0, service.close_expired),
+            every(1.0, delivery.tend),
             every(3600.0, accounts.forget_old),
         ],
         start=start,

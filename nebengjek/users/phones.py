@@ -49,7 +49,7 @@ class Phones:
                     location=event.location,
                     eta_minutes=event.eta_minutes,
                 )
-                show(event.other_id, "ride.tracking", tracking)
+                show(event.other_id, "ride.tracking", tracking, about=event.ride_id)
 
     async def refused(self, events: Sequence[LocationRefused]) -> None:
         for event in events:

@@ -162,10 +162,6 @@ class UsersService:
             if version is not None:
                 await self._bus.outbox.add(tx, UserPresence(user_id=user_id, version=version, online=online))
 
-    async def close_expired(self) -> None:
-        """Close the sockets whose token has ended."""
-        await self._delivery.close_expired()
-
     # -- what binds a user
 
     async def accepted(self, event: MatchAccepted, context: Context) -> None:

@@ -8,7 +8,15 @@ import pytest
 from nebengjek.clock import ManualClock
 from nebengjek.errors import Unavailable
 from nebengjek.realtime import delivery
-from nebengjek.realtime.delivery import MAX_ANSWERS, SLOW_PHONE, START_ANEW, TRY_AGAIN, Connection
+from nebengjek.realtime.delivery import (
+    MAX_ANSWERS,
+    MAX_SHOWN,
+    SLOW_PHONE,
+    START_ANEW,
+    TOKEN_ENDED,
+    TRY_AGAIN,
+    Connection,
+)
 from nebengjek.realtime.eager import begin
 from nebengjek.realtime.mailbox import Frame, Mailbox, MemoryMailbox
 from nebengjek.tokens import Identity
@@ -24,7 +32,8 @@ class Socket:
         self.broken = False
 
     async def send(self, message: dict[str, Any]) -> None:
-        await self.reads.wait()
+        if "code" not in message:
+            await self.reads.wait()
         if self.broken:
             raise OSError
         self.said.append(message.get("text", message.get("code")))
@@ -82,11 +91,64 @@ async def test_too_many_answers_close_a_phone_that_does_not_read() -> None:
     connection = await connect(socket)
     connection.open()
     socket.reads.clear()
-    for _ in range(MAX_ANSWERS + 2):
+    for _ in range(MAX_ANSWERS + 1):
         connection.answer(b"x")
-    assert connection.close_code == SLOW_PHONE
+    assert (connection.close_code, connection.waiting) == (None, MAX_ANSWERS)
+    connection.answer(b"one too many")
+    connection.answer(b"after the end")
+    connection.show("after the end", b"")
+    connection.ring()
+    # It need not read for that: the close waits for nothing.
+    assert await socket.until(1) == [SLOW_PHONE]
+    assert connection.waiting == 0
+
+
+async def test_of_too_many_kinds_the_oldest_is_left_out() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.reads.clear()
+    connection.answer(b"first")
+    for n in range(MAX_SHOWN + 1):
+        connection.show(f"kind {n}", b"%d" % n)
     socket.reads.set()
-    assert (await socket.until(MAX_ANSWERS + 3))[-1] == SLOW_PHONE
+    assert await socket.until(MAX_SHOWN + 1) == ["first", *map(str, range(1, MAX_SHOWN + 1))]
+
+
+async def test_who_takes_nothing_is_cut_off_when_patience_ends_and_who_takes_little_is_not() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    connection.look(0, 20)
+    socket.reads.clear()
+    for n in range(3):
+        connection.answer(b"%d" % n)
+    for now in (100, 119):
+        connection.look(now, 20)
+    # One frame is taken, the next one waits.
+    socket.reads.set()
+    await socket.until(1)
+    socket.reads.clear()
+    connection.answer(b"more")
+    await socket.until(3)
+    for now in (120, 139):
+        connection.look(now, 20)
+    assert connection.close_code is None
+    connection.look(140, 20)
+    assert (await socket.until(4))[-1] == SLOW_PHONE
+    assert "more" not in socket.said
+
+
+async def test_a_token_that_ends_does_not_wait_for_a_phone_that_does_not_read() -> None:
+    socket = Socket()
+    connection = await connect(socket)
+    connection.open()
+    socket.reads.clear()
+    connection.answer(b"1")
+    connection.close(TOKEN_ENDED)
+    connection.look(0, 20)
+    connection.look(20, 20)
+    assert await socket.until(1) == [TOKEN_ENDED]
 
 
 async def test_the_mailbox_is_read_when_the_bell_rings_once_each() -> None:
@@ -123,7 +185,7 @@ async def test_a_socket_that_dies_under_a_send_is_no_error() -> None:
 
 
 class Broken(MemoryMailbox):
-    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+    async def after(self, user_id: str, seq: int, epoch: str, at_most: int = 1000) -> list[Frame]:
         raise ValueError("nobody thought of this")
 
 
@@ -140,11 +202,11 @@ class Flaky(MemoryMailbox):
 
     failures = 2
 
-    async def after(self, user_id: str, seq: int, epoch: str) -> list[Frame]:
+    async def after(self, user_id: str, seq: int, epoch: str, at_most: int = 1000) -> list[Frame]:
         if self.failures:
             self.failures -= 1
             raise Unavailable("redis")
-        return await super().after(user_id, seq, epoch)
+        return await super().after(user_id, seq, epoch, at_most)
 
 
 async def test_a_mailbox_that_is_away_is_asked_again_and_answers_go_on_meanwhile(
