@@ -19,8 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from nebengjek.bus.health import Health
 from nebengjek.bus.interface import ConnectionStatus
-from nebengjek.bus.messaging import Health
 from nebengjek.bus.observing import Spans
 from nebengjek.bus.tracing import Trace
 from nebengjek.errors import Misconfigured, Unavailable

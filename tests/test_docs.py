@@ -20,10 +20,11 @@ from litestar.routes import ASGIRoute, HTTPRoute
 from nebengjek import permissions, telemetry, web
 from nebengjek.app import App
 from nebengjek.asyncapi import TOLD
-from nebengjek.bus import codec, dead_letters, messaging, tracing
+from nebengjek.bus import codec, dead_letters, queries, tracing
+from nebengjek.bus.health import Health
 from nebengjek.bus.interface import Connection, ConnectionStatus
 from nebengjek.bus.messages import MSG_ID
-from nebengjek.bus.messaging import Health, MessageBus
+from nebengjek.bus.messaging import MessageBus
 from nebengjek.cli import cli
 from nebengjek.contracts.match import EndReason, MatchState
 from nebengjek.contracts.message import Event, rpc_subject, type_of
@@ -243,7 +244,7 @@ def test_every_query_is_listed() -> None:
 
 def test_every_header_is_listed() -> None:
     said = {name for row in rows(section(BUS, "Headers")) for name in codes_of(row[0])}
-    constants = [codec, tracing, messaging, dead_letters]
+    constants = [codec, tracing, queries, dead_letters]
     names = {
         value
         for module in constants

@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from nebengjek.bus.health import ConsumerHealth, Health, StreamHealth
 from nebengjek.bus.interface import Connection, ConnectionStatus
-from nebengjek.bus.messaging import ConsumerHealth, Health, StreamHealth
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tracing import new_trace
 from nebengjek.errors import Misconfigured, Unavailable

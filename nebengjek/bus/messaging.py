@@ -3,12 +3,11 @@
 Start: connect, ensure the streams and *all* modules' consumers, then listen. With the server away start returns
 at once and the loops attach behind; until then a publish waits. Drain: stop pulling, let handlers end, flush.
 
-Over 300 lines because the bus is one promise: publish, request, start, drain and health share one state.
+Over 300 lines because the bus is one promise: what is wired is started, drained and told of as one.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from typing import Any, TypeVar
@@ -20,115 +19,38 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus import last_tries
 from nebengjek.bus.breaker import Breaker, BreakerState
 from nebengjek.bus.capacity import ensure_streams
-from nebengjek.bus.codec import EVENT_TYPE, ONLY_FOR, Codec, Received, Undecodable
+from nebengjek.bus.codec import ONLY_FOR, Codec, Received, Undecodable
 from nebengjek.bus.dead_letters import STREAM as DEAD_LETTERS
 from nebengjek.bus.dead_letters import DeadLetters
 from nebengjek.bus.direct import Direct
-from nebengjek.bus.errors import ApiError, BusError, Disconnected, NoStream, NotPermitted, PublishTimeout
+from nebengjek.bus.errors import ApiError, NotPermitted
 from nebengjek.bus.gathering import Gatherer
-from nebengjek.bus.handling import Answering, Hearing, Listening, Watching, contained
+from nebengjek.bus.handling import Answering, Hearing, Listening, Watching
+from nebengjek.bus.health import Health, consumer_health, stream_health
 from nebengjek.bus.inbox import Inbox
-from nebengjek.bus.interface import Broker, Connection, ConnectionStatus, Outcome, Subscription
+from nebengjek.bus.interface import Broker, ConnectionStatus, Subscription
 from nebengjek.bus.last_tries import LastTries
-from nebengjek.bus.messages import CoreMessage, Envelope, PubAck, header_text
+from nebengjek.bus.messages import CoreMessage, PubAck
 from nebengjek.bus.observing import Observer, Silent, Spans
 from nebengjek.bus.outbox import WAKE, Outbox
 from nebengjek.bus.payloads import Payloads
-from nebengjek.bus.runner import PULL_EXPIRES, Causes, Runner
-from nebengjek.bus.specs import ConsumerSpec, Deliver, Retention, StreamInfo, StreamSpec
+from nebengjek.bus.publishing import OnAck, Publishing
+from nebengjek.bus.queries import Queries
+from nebengjek.bus.runner import Causes, Runner
+from nebengjek.bus.specs import ConsumerSpec, Deliver, Retention, StreamSpec
 from nebengjek.bus.subjects import subject_matches
-from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave, new_trace
+from nebengjek.bus.watching import Watchers
 from nebengjek.clock import Clock
-from nebengjek.contracts.message import Event, Query, answer_type, rpc_subject, type_of, uuid7
-from nebengjek.errors import Invalid, Misconfigured, NebengJekError, Rejected, Unavailable, describe, restore
+from nebengjek.contracts.message import Event, Query, rpc_subject, type_of
+from nebengjek.errors import Misconfigured, Unavailable
 
 A = TypeVar("A")
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
-OnAck = Callable[[Envelope, PubAck | NebengJekError], None]
 
-ERROR_KIND, ERROR_CODE, ERROR_TEXT = "Error-Kind", "Error-Code", "Error-Text"
 RETRY_DELAYS = (1.0, 5.0, 15.0, 30.0)
-PUBLISH_TIMEOUT = 5.0
-PUBLISH_TRIES = 5
 
 log = structlog.stdlib.get_logger("nebengjek.bus")
-
-
-class RemoteError(BusError):
-    """A query's handler failed in a way that is in no branch of the error tree.
-
-    ``code``: INTERNAL, or UNDECODABLE when it answered something else than was asked for.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class ConsumerHealth(Struct, frozen=True, kw_only=True):
-    """``moving``: attached, its last pull younger than three times a pull's expiry, no breaker open.
-
-    ``event``: the type that it hears. ``lagging``: more is waiting than ``MessageBus`` was told to worry about.
-    """
-
-    stream: str
-    consumer: str
-    event: str = ""
-    lag: int
-    ack_pending: int
-    redelivered: int
-    last_pull_age: float
-    running: int
-    blocked_by: str | None
-    moving: bool
-    lagging: bool = False
-    paused_until: datetime | None = None
-
-
-class StreamHealth(Struct, frozen=True, kw_only=True):
-    """How full a stream of ours is; bytes, ``max_bytes`` -1 = no limit."""
-
-    stream: str
-    storage: str
-    messages: int
-    bytes: int
-    max_bytes: int
-    consumers: int
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    status: ConnectionStatus
-    where: str
-    connection: Connection
-    established: bool
-    consumers: list[ConsumerHealth]
-    breakers: dict[str, str]
-    outbox_backlog: int
-    dead_letters: int
-    orphans: list[str]
-    """``stream/consumer`` of durables that no module wants: on an interest stream they keep every message."""
-    streams: list[StreamHealth] = []
-    refusal: str | None = None
-    """What the server would not let us make at the start; said until somebody mends it."""
-
-    @property
-    def problem(self) -> str | None:
-        """Why the bus does not work, for people."""
-        if self.established and self.status is ConnectionStatus.UP:
-            return None
-        if self.status is ConnectionStatus.UP:
-            return self.refusal or "streams and consumers are not made yet"
-        why = f": {self.connection.error}" if self.connection.error else ""
-        return f"{self.status.value} for {self.connection.since:.0f} s{why}"
-
-    @property
-    def ready(self) -> bool:
-        return (
-            self.status is ConnectionStatus.UP
-            and self.established
-            and all(consumer.moving for consumer in self.consumers)
-        )
 
 
 class DrainReport(Struct, frozen=True, kw_only=True):
@@ -169,10 +91,7 @@ class MessageBus:
         self._spans = spans
         payloads = payloads or Payloads()
         self._codec = Codec(pod_id, clock, payloads)
-        self.direct = Direct(broker, payloads, self._wait_established, pod_id=pod_id)
-        self._listens: list[Listening] = []
         self._retry_delays = retry_delays
-        self._window = window
         self._lag_alarm = lag_alarm
         self._audit = audit
         self._established = asyncio.Event()
@@ -181,21 +100,26 @@ class MessageBus:
         self._wanted: dict[tuple[str, str], ConsumerSpec] = {}
         self._by_module: dict[str, list[tuple[str, str]]] = {}
         self._watches: list[Watching] = []
+        self._listens: list[Listening] = []
         self._answers: list[tuple[str, Answering]] = []
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._background: list[asyncio.Task[Any]] = []
-        self._outstanding = 0
-        self._landed = asyncio.Event()
         self._gatherers: list[Gatherer[Any]] = []
-        self._soon: list[tuple[Envelope, OnAck | None]] = []
         self._breakers: dict[str, Breaker] = {}
         self._causes = Causes()
         self._ensuring = asyncio.Lock()
-        self._draining = False
-        self.outbox = Outbox(broker, self._codec, self._send, begin, self._causes.trace, pod_id=pod_id, clock=clock)
+        self._publishing = Publishing(
+            broker, self._observer, self._established, self._spawn, window=window, audit=audit
+        )
+        self.direct = Direct(broker, payloads, self._publishing.wait_established, pod_id=pod_id)
+        self._queries = Queries(broker, self._codec, self._spawn)
+        self._watchers = Watchers(broker, self._codec, self._spawn)
+        self.outbox = Outbox(
+            broker, self._codec, self._publishing.send, begin, self._causes.trace, pod_id=pod_id, clock=clock
+        )
         self.inbox = Inbox(clock)
-        self.dead_letters = DeadLetters(broker, self._send, begin, self._observer, clock)
+        self.dead_letters = DeadLetters(broker, self._publishing.send, begin, self._observer, clock)
         self._last_tries: list[LastTries] = []
 
     # -- wiring
@@ -271,7 +195,7 @@ class MessageBus:
             spec=spec,
             hearing=hearing,
             ensure_stream=self._ensure_stream,
-            hand_over=self._hand_over,
+            hand_over=self._publishing.hand_over,
             delays=self._retry_delays,
             spans=self._spans,
             audit=self._audit,
@@ -362,9 +286,9 @@ class MessageBus:
         if self._established.is_set():
             return
         for module, answering in self._answers:
-            await self._serve(module, answering)
+            self._subscriptions.append(await self._queries.serve(module, answering))
         for watching in self._watches:
-            await self._watch(watching)
+            self._subscriptions.append(await self._watchers.listen(watching))
         for listening in self._listens:
             self._subscriptions.append(await self.direct.listen(listening))
         self._subscriptions.append(await self.broker.subscribe(WAKE, self._woken))
@@ -407,7 +331,6 @@ class MessageBus:
         await self.broker.close()
 
     async def _drain(self, timeout: float) -> DrainReport:
-        self._draining = True
         started = sum(runner.running for runner in self._runners)
         for runner in self._runners:
             await runner.drain()
@@ -442,18 +365,18 @@ class MessageBus:
     async def _flush_quietly(self, timeout: float) -> None:
         for gatherer in self._gatherers:
             await gatherer.flush()
-        if not self._outstanding:
+        if not self._publishing.outstanding:
             return
         try:
             await asyncio.wait_for(self.flush(), timeout)
         except TimeoutError:
-            log.warning("bus.not_flushed", outstanding=self._outstanding)
+            log.warning("bus.not_flushed", outstanding=self._publishing.outstanding)
 
     # -- publish
 
     async def publish(self, event: Event) -> PubAck:
         """Publish, wait for the store; again with the same id. Raises NoStream, PublishRefused, Unavailable."""
-        return await self._send(self._codec.envelope(event))
+        return await self._publishing.send(self._codec.envelope(event))
 
     async def publish_soon(self, event: Event, on_ack: OnAck | None = None, *, because: Event | None = None) -> None:
         """Publish without waiting for the store, in a bounded window; waits when the window is full.
@@ -462,14 +385,11 @@ class MessageBus:
         batch that caused this one (its trace goes on).
         """
         envelope = self._codec.envelope(event, self._causes.trace(because) if because is not None else None)
-        if not self._established.is_set():
-            await self._wait_established()
-        if self._outstanding >= self._window:
-            await self._until(lambda: self._outstanding < self._window)
-        self._outstanding += 1
-        if not self._soon:
-            asyncio.get_running_loop().call_soon(self._hand_over)
-        self._soon.append((envelope, on_ack))
+        await self._publishing.send_soon(envelope, on_ack)
+
+    async def flush(self) -> None:
+        """Return when everything that ``publish_soon`` took has been stored or refused."""
+        await self._publishing.flush()
 
     def gather(self, make: Callable[[list[T]], Event], *, size: int = 100, seconds: float = 0.05) -> Gatherer[T]:
         """A publisher of many small things: ``make`` turns up to ``size`` of them, or 50 ms of them, into one event."""
@@ -477,186 +397,13 @@ class MessageBus:
         self._gatherers.append(gatherer)
         return gatherer
 
-    def _hand_over(self) -> None:
-        """Give the broker what ``publish_soon`` has gathered in this turn of the loop.
-
-        Also called before anything else is said, and before a handler's message is settled, so that order is kept.
-        """
-        if not self._soon:
-            return
-        soon, self._soon = self._soon, []
-        outcomes = self.broker.submit_all([envelope for envelope, _ in soon])
-        stored: Counter[tuple[str, str]] = Counter()
-        for (envelope, on_ack), outcome in zip(soon, outcomes, strict=True):
-            if isinstance(outcome, PubAck):
-                stored[outcome.stream, envelope.headers[EVENT_TYPE]] += 1
-                if self._audit:
-                    self._log_published(envelope, outcome)
-                if on_ack is not None:
-                    on_ack(envelope, outcome)
-            else:
-                self._spawn(self._land(envelope, outcome, on_ack))
-        if stored:
-            for (stream, event_type), count in stored.items():
-                self._observer.published(stream, event_type, count)
-            self._outstanding -= stored.total()
-            self._landed.set()
-
-    async def _until(self, met: Callable[[], bool]) -> None:
-        while not met():
-            self._landed.clear()
-            await self._landed.wait()
-
-    async def _land(self, envelope: Envelope, outcome: Outcome, on_ack: OnAck | None) -> None:
-        try:
-            ack = await self._send(envelope, outcome)
-        except NebengJekError as error:
-            self._not_published(envelope, error, on_ack)
-        except asyncio.CancelledError:
-            self._not_published(envelope, PublishTimeout("bus"), on_ack)
-            raise
-        else:
-            if on_ack is not None:
-                on_ack(envelope, ack)
-        finally:
-            self._outstanding -= 1
-            self._landed.set()
-
-    def _not_published(self, envelope: Envelope, error: NebengJekError, on_ack: OnAck | None) -> None:
-        if on_ack is not None:
-            on_ack(envelope, error)
-        else:
-            log.error("message.not_published", subject=envelope.subject, error=str(error))
-
-    @staticmethod
-    def _log_published(envelope: Envelope, ack: PubAck) -> None:
-        log.debug("message.published", id=envelope.message_id, subject=envelope.subject, seq=ack.seq)
-
-    async def flush(self) -> None:
-        """Return when everything that ``publish_soon`` took has been stored or refused."""
-        self._hand_over()
-        await self._until(lambda: self._outstanding == 0)
-
-    async def _send(self, envelope: Envelope, outcome: Outcome | None = None) -> PubAck:
-        """``outcome``: of the first try, if it was made already."""
-        if not self._established.is_set():
-            await self._wait_established()
-        self._hand_over()
-        pause = 0.1
-        for tries_left in reversed(range(PUBLISH_TRIES)):
-            try:
-                ack = await _answer_of(outcome or self.broker.submit_all((envelope,))[0])
-            except (TimeoutError, Disconnected, PublishTimeout) as error:
-                if not tries_left:
-                    self._observer.publish_failed("timeout")
-                    raise PublishTimeout("bus") from error
-                await asyncio.sleep(pause)
-                pause *= 2
-                outcome = None
-                if self.broker.status is not ConnectionStatus.UP:
-                    await self._wait_connected()
-            except (ApiError, NoStream, NotPermitted) as error:
-                code = "not_permitted" if isinstance(error, NotPermitted) else getattr(error, "code", "no_stream")
-                self._observer.publish_failed(str(code))
-                raise
-            else:
-                self._observer.published(ack.stream, _type_in(envelope))
-                if self._audit:
-                    self._log_published(envelope, ack)
-                return ack
-        raise AssertionError("unreachable")
-
-    async def _wait_established(self) -> None:
-        try:
-            await asyncio.wait_for(self._established.wait(), PUBLISH_TIMEOUT)
-        except TimeoutError as error:
-            raise Unavailable("bus") from error
-
-    async def _wait_connected(self) -> None:
-        """The server may be back in a moment. Raises PublishTimeout."""
-        try:
-            await asyncio.wait_for(self.broker.wait_connected(), PUBLISH_TIMEOUT)
-        except TimeoutError as error:
-            self._observer.publish_failed("timeout")
-            raise PublishTimeout("bus") from error
-
-    # -- request and answer
-
     async def request(self, query: Query[A], timeout: float = 5.0) -> A:
         """The answer of the module that serves the query.
 
         Raises what its handler raised (Conflict, Forbidden, NotFound …), NoResponders, RequestTimeout, RemoteError.
         """
-        trace = current() or new_trace()
-        headers = {CORRELATION_ID: trace.correlation_id, TRACEPARENT: trace.traceparent}
-        if not self._established.is_set():
-            await self._wait_established()
-        reply = await self.broker.request(rpc_subject(query), self._codec.encode(query), headers, timeout=timeout)
-        kind = reply.headers.get(ERROR_KIND)
-        if kind == "Internal":
-            raise RemoteError("INTERNAL", reply.headers.get(ERROR_TEXT, ""))
-        if kind is not None:
-            raise restore(kind, reply.headers.get(ERROR_CODE, ""), reply.headers.get(ERROR_TEXT, ""))
-        try:
-            answer: A = self._codec.decode_any(reply.data, answer_type(type(query)))
-        except Undecodable as error:
-            raise RemoteError("UNDECODABLE", str(error)) from error
-        return answer
-
-    async def _serve(self, module: str, answering: Answering) -> None:
-        async def received(message: CoreMessage) -> None:
-            # One task each: a slow answer must not hold up the next question.
-            self._spawn(self._answer(answering, message))
-
-        subject = rpc_subject(answering.query)
-        self._subscriptions.append(await self.broker.subscribe(subject, received, queue=module))
-
-    async def _answer(self, answering: Answering, message: CoreMessage) -> None:
-        token = enter(from_headers(message.headers, uuid7()))
-        headers: dict[str, str] = {}
-        data = b""
-        try:
-            query = self._codec.decode_any(message.data, answering.query)
-            data = self._codec.encode(await contained(answering.handler(query)))
-        except Undecodable as error:
-            headers = _error_headers(*describe(Invalid(str(error))))
-        except (Rejected, Unavailable) as error:
-            headers = _error_headers(*describe(error))
-        except Exception as error:
-            log.error("query.failed", query=type_of(answering.query), exc_info=error)
-            headers = _error_headers("Internal", "INTERNAL", type(error).__name__)
-        finally:
-            leave(token)
-        if message.reply:
-            try:
-                await self.broker.core_publish(message.reply, data, headers)
-            except (Unavailable, Invalid) as error:
-                # The asker's timeout tells him.
-                log.warning("query.not_answered", query=type_of(answering.query), error=str(error))
-
-    async def _watch(self, watching: Watching) -> None:
-        async def received(message: CoreMessage) -> None:
-            if ONLY_FOR in message.headers:
-                # A replayed dead letter: it was seen when it was said.
-                return
-            try:
-                event = self._codec.decode(message, watching.event)
-            except Undecodable as error:
-                log.warning("watch.undecodable", subject=message.subject, error=str(error))
-                return
-            self._spawn(self._watched(watching, event, message.headers))
-
-        subject = f"{type_of(watching.event)}.*"
-        self._subscriptions.append(await self.broker.subscribe(subject, received))
-
-    async def _watched(self, watching: Watching, event: Event, headers: Mapping[str, str]) -> None:
-        token = enter(from_headers(headers, uuid7()))
-        try:
-            await contained(watching.handler(event))
-        except Exception as error:
-            log.error("watch.failed", event_type=type_of(event), exc_info=error)
-        finally:
-            leave(token)
+        await self._publishing.wait_established()
+        return await self._queries.ask(query, timeout)
 
     async def _woken(self, _: CoreMessage) -> None:
         self.outbox.woken()
@@ -687,11 +434,14 @@ class MessageBus:
 
     async def health(self) -> Health:
         """What the bus sees of itself. With the server away the consumers are listed as not moving."""
-        consumers = [await self._consumer_health(runner) for runner in self._runners]
+        reachable = self.broker.status is ConnectionStatus.UP and self._established.is_set()
+        consumers = [
+            await consumer_health(runner, reachable=reachable, lag_alarm=self._lag_alarm) for runner in self._runners
+        ]
         dead, orphans, streams = 0, [], []
-        if self.broker.status is ConnectionStatus.UP and self._established.is_set():
+        if reachable:
             try:
-                streams = [_stream_health(await self.broker.stream_info(name)) for name in self._streams]
+                streams = [stream_health(await self.broker.stream_info(name)) for name in self._streams]
                 dead = next((info.messages for info in streams if info.stream == DEAD_LETTERS), 0)
                 orphans = await self.orphans()
             except (ApiError, NotPermitted, Unavailable) as error:
@@ -725,33 +475,6 @@ class MessageBus:
             ]
         return found
 
-    async def _consumer_health(self, runner: Runner) -> ConsumerHealth:
-        lag = ack_pending = redelivered = 0
-        paused_until = None
-        attached = self.broker.status is ConnectionStatus.UP and self._established.is_set()
-        if attached:
-            try:
-                info = await runner.info()
-                lag, ack_pending, redelivered = info.num_pending, info.num_ack_pending, info.num_redelivered
-                paused_until = info.paused_until
-            except (ApiError, NotPermitted, Unavailable):
-                attached = False
-        age = runner.idle_for
-        return ConsumerHealth(
-            stream=runner.stream,
-            consumer=runner.consumer,
-            event=runner.event_type,
-            lag=lag,
-            ack_pending=ack_pending,
-            redelivered=redelivered,
-            last_pull_age=age,
-            running=runner.running,
-            blocked_by=runner.blocked_by,
-            moving=attached and (age < 3 * PULL_EXPIRES or runner.running > 0) and runner.blocked_by is None,
-            lagging=0 < self._lag_alarm < lag,
-            paused_until=paused_until,
-        )
-
     def read(self, message: Received, kind: type[E]) -> E:
         """The event that a message of a stream is. Raises Undecodable."""
         return self._codec.decode(message, kind)
@@ -759,39 +482,12 @@ class MessageBus:
     @property
     def under_way(self) -> int:
         """Handlers, answers and publishes that have begun and not ended."""
-        return sum(runner.running for runner in self._runners) + len(self._tasks) + self._outstanding
+        return sum(runner.running for runner in self._runners) + len(self._tasks) + self._publishing.outstanding
 
     def breaker_open(self) -> bool:
         return any(breaker.state is not BreakerState.CLOSED for breaker in self._breakers.values())
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _answer_of(outcome: Outcome) -> PubAck:
-    if isinstance(outcome, asyncio.Future):
-        return outcome.result() if outcome.done() else await asyncio.wait_for(outcome, PUBLISH_TIMEOUT)
-    if isinstance(outcome, NebengJekError):
-        raise outcome
-    return outcome
-
-
-def _type_in(envelope: Envelope) -> str:
-    return envelope.subject[: envelope.subject.rfind(".")]
-
-
-def _stream_health(info: StreamInfo) -> StreamHealth:
-    return StreamHealth(
-        stream=info.spec.name,
-        storage=info.spec.storage.value,
-        messages=info.messages,
-        bytes=info.bytes,
-        max_bytes=info.spec.max_bytes,
-        consumers=info.consumers,
-    )
-
-
-def _error_headers(kind: str, code: str, text: str) -> dict[str, str]:
-    return {ERROR_KIND: kind, ERROR_CODE: code, ERROR_TEXT: header_text(text)}

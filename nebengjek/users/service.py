@@ -9,7 +9,8 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.handling import Context
-from nebengjek.bus.messaging import MessageBus, OnAck
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.publishing import OnAck
 from nebengjek.clock import Clock
 from nebengjek.contracts.geo import Location, Point
 from nebengjek.contracts.location import FrameRef, LocationUpdate

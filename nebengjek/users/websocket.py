@@ -19,7 +19,8 @@ from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from nebengjek.bus.messaging import MessageBus, RemoteError
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.queries import RemoteError
 from nebengjek.bus.tracing import enter, new_trace, tracing
 from nebengjek.contracts.location import FrameRef
 from nebengjek.contracts.match import AcceptMatch, MatchesOf, OngoingMatches, RejectMatch

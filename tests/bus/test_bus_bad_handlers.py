@@ -10,7 +10,7 @@ from structlog.typing import EventDict
 
 from nebengjek.bus.errors import PublishRefused
 from nebengjek.bus.handling import Context
-from nebengjek.bus.messaging import RemoteError
+from nebengjek.bus.queries import RemoteError
 from nebengjek.bus.specs import Discard
 from nebengjek.module import Module, answer, on, on_batch, watch
 from tests.bus.stage import ADVISORIES, AUDIT, DEAD, THINGS, Double, Ear, News, Seen, Stage, Thing, within

@@ -12,7 +12,7 @@ from nebengjek.bus.errors import ApiError, InvalidHeader, MaxPayload
 from nebengjek.bus.handling import Context, Reject
 from nebengjek.bus.interface import ConnectionStatus
 from nebengjek.bus.messages import MAX_PAYLOAD, PubAck
-from nebengjek.bus.messaging import RemoteError
+from nebengjek.bus.queries import RemoteError
 from nebengjek.bus.tracing import Trace, tracing
 from nebengjek.contracts.message import Query
 from nebengjek.errors import NebengJekError

@@ -99,8 +99,8 @@ async def test_while_the_connection_is_away_a_publish_waits_and_is_stored_once(s
 
 
 async def test_a_publish_gives_up_in_the_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nebengjek.bus.messaging.PUBLISH_TRIES", 2)
-    monkeypatch.setattr("nebengjek.bus.messaging.PUBLISH_TIMEOUT", 0.1)
+    monkeypatch.setattr("nebengjek.bus.publishing.PUBLISH_TRIES", 2)
+    monkeypatch.setattr("nebengjek.bus.publishing.PUBLISH_TIMEOUT", 0.1)
     seen = Seen()
     bus = await stage.process(seen=seen)
     await stage.harness.stop()
@@ -137,7 +137,7 @@ async def test_before_the_start_a_publish_waits(stage: Stage) -> None:
 
 
 async def test_without_a_start_it_says_so(memory_stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nebengjek.bus.messaging.PUBLISH_TIMEOUT", 0.02)
+    monkeypatch.setattr("nebengjek.bus.publishing.PUBLISH_TIMEOUT", 0.02)
     with pytest.raises(Unavailable):
         await memory_stage.new_bus().publish(Noted())
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nebengjek.bus.errors import NoResponders, RequestTimeout
-from nebengjek.bus.messaging import MessageBus, RemoteError
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.queries import RemoteError
 from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import Query
 from nebengjek.errors import (
