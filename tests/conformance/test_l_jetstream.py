@@ -12,6 +12,7 @@ from nebengjek.bus.jetstream.client import ReadingClient
 from nebengjek.bus.messages import PubAck
 from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from nebengjek.errors import Misconfigured
+from tests.conformance.harness import Relay
 from tests.servers import NatsServer, nats_server
 
 pytestmark = pytest.mark.real
@@ -91,3 +92,25 @@ async def test_a_reader_that_fails_is_replaced_with_its_connection(
         await broker.stream_info("S")
     assert broker.connection().reconnects == 1
     await broker.close()
+
+
+async def test_a_client_closes_with_something_unsent_on_a_broken_line(conformance_nats: NatsServer) -> None:
+    """The rest would stay open, and the error would hide how a drain ended."""
+    relay = Relay(conformance_nats.port)
+    await relay.open()
+    client = ReadingClient(tls_only=False)
+    broken, closed = asyncio.Event(), asyncio.Event()
+
+    async def on_disconnect() -> None:
+        broken.set()
+
+    async def on_close() -> None:
+        closed.set()
+
+    url = conformance_nats.fresh_account().replace(str(conformance_nats.port), str(relay.port))
+    await client.connect(url, disconnected_cb=on_disconnect, closed_cb=on_close)
+    await relay.close()
+    await asyncio.wait_for(broken.wait(), 5)
+    await client.publish("s.a", b"x")
+    await client.close()
+    assert (client.is_closed, closed.is_set()) == (True, True)

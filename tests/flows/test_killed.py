@@ -170,9 +170,14 @@ class Stage:
         moments = (await self.play(scenario)).moments
         number = moments if KILLS == "all" else min(moments, int(KILLS or sample))
         chosen = sorted(random.Random(1).sample(range(1, moments + 1), number))
+        died = 0
         for moment in chosen:
-            assert len((await self.play(scenario, [moment])).deaths) == 1
-        print(f"{scenario.__name__}: killed at {len(chosen)} of {moments} moments")  # noqa: T201 - the report
+            faults = await self.play(scenario, [moment])
+            # What a broker delivers in one batch differs from play to play: one may end before the moment comes.
+            assert len(faults.deaths) == (1 if faults.moments >= moment else 0)
+            died += len(faults.deaths)
+        assert died > len(chosen) // 2
+        print(f"{scenario.__name__}: killed at {died} of {moments} moments")  # noqa: T201 - the report
 
     async def storm(self, scenario: Scenario, seed: int) -> None:
         """Up to twelve lives of sixty to a hundred and fifty moments each."""

@@ -32,6 +32,8 @@ class ReadingClient(Client):
     connection that is up. What others may publish (a subject that is no UTF-8, a header block that is none) is read
     as well as it can be, a PONG for a flush that was given up is nothing, and after any other exception the
     connection is made again.
+
+    It closes: when the connection breaks while nats-py writes what was still to be sent, it leaves the rest open.
     """
 
     def __init__(self, *, tls_only: bool) -> None:
@@ -60,6 +62,14 @@ class ReadingClient(Client):
         if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
             log.error("nats.not_read", error="the reader ended; the connection is made again")
             await self._process_op_err(nats_errors.ProtocolError())
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        try:
+            await super()._close(status, do_cbs)
+        except ConnectionError:
+            # Nothing is left to be written now; a client that says it is closed would do nothing.
+            self._status = Client.DISCONNECTED
+            await super()._close(status, do_cbs)
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():
