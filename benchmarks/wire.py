@@ -164,6 +164,8 @@ def nebengjek(**env: str) -> Iterator[Child]:
             "DATABASE_URL": f"sqlite:///{folder}/bench.sqlite3",
             "NEBENGJEK__WEB__FRAMES_PER_SECOND": "100000",
             "NEBENGJEK__WEB__FRAME_BURST": "100000",
+            "NEBENGJEK__WEB__COMMANDS_PER_SECOND": "100000",
+            "NEBENGJEK__WEB__COMMAND_BURST": "100000",
             "NEBENGJEK__LOG__LEVEL": "warning",
         }
         command = [sys.executable, "-m", "nebengjek", "run", "--port", str(port)]

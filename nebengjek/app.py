@@ -41,6 +41,7 @@ from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
+from nebengjek.realtime.limits import Rate
 from nebengjek.realtime.mailbox import MemoryMailbox
 from nebengjek.realtime.presence import MemoryPresence, Presence
 from nebengjek.realtime.redis_mailbox import RedisMailbox
@@ -294,7 +295,10 @@ class App:
             self.state,
             self.authenticate,
             SocketSettings(
-                frames_per_second=web.frames_per_second, frame_burst=web.frame_burst, max_frame=web.max_frame
+                frames=Rate(per_second=web.frames_per_second, burst=web.frame_burst),
+                commands=Rate(per_second=web.commands_per_second, burst=web.command_burst),
+                max_frame=web.max_frame,
+                allowed_origins=web.allowed_origins,
             ),
         )
         return users(

@@ -44,6 +44,14 @@ class FastState(ABC):
         """
 
     @abstractmethod
+    async def draw(self, key: str, *, rate: float, burst: float, wanted: int = 1) -> tuple[int, float]:
+        """Take up to ``wanted`` tokens out of a bucket that holds ``burst`` and gains ``rate`` a second, in one step.
+
+        Returns how many there were, and if none the seconds until there is one. Exact to a millisecond: what is drawn
+        one by one should not come more than some hundred times a second.
+        """
+
+    @abstractmethod
     async def ping(self) -> None:
         """Raises Unavailable("redis")."""
 
@@ -88,6 +96,16 @@ class MemoryFastState(FastState):
         count, ends = (int(found[0]) + 1, found[1]) if found else (1, now + _positive(window))
         self._keep(key, b"%d" % count, ends)
         return count, ends - now
+
+    async def draw(self, key: str, *, rate: float, burst: float, wanted: int = 1) -> tuple[int, float]:
+        # A bucket is the time until it is full again: a full one is not kept.
+        now = self._clock.seconds()
+        left = found[1] - now if (found := self._live(key)) else 0.0
+        taken = min(wanted, int(burst - left * rate + 1e-6))
+        if taken < 1:
+            return 0, left - (burst - 1) / rate
+        self._keep(key, b"", now + left + taken / rate)
+        return taken, 0.0
 
     async def ping(self) -> None:
         """Always there."""
@@ -199,12 +217,25 @@ return {count, redis.call('PTTL', KEYS[1])}
 """
 
 
+# KEYS: a bucket, whose life is the time until it is full again. ARGV: milliseconds a token, how many it holds, how many
+# are wanted.
+_DRAW = """
+local left = math.max(0, redis.call('PTTL', KEYS[1]))
+local each, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local taken = math.min(tonumber(ARGV[3]), math.floor(burst - left / each + 1e-6))
+if taken < 1 then return {0, math.ceil(left - (burst - 1) * each)} end
+redis.call('SET', KEYS[1], '', 'PX', string.format('%d', math.max(1, math.floor(left + taken * each + 0.5))))
+return {taken, 0}
+"""
+
+
 class RedisFastState(FastState):
     """On a Redis or Valkey (6.2 or newer), for all pods. Does not own ``client`` until ``close``."""
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._hit = RedisScript(client, _HIT)
+        self._draw = RedisScript(client, _DRAW)
 
     async def get(self, key: str) -> bytes | None:
         found: bytes | None = await self._do("GET", PREFIX + key)
@@ -224,6 +255,10 @@ class RedisFastState(FastState):
     async def hit(self, key: str, window: float) -> tuple[int, float]:
         count, left = await self._hit([key], _milliseconds(window))
         return count, left / 1000
+
+    async def draw(self, key: str, *, rate: float, burst: float, wanted: int = 1) -> tuple[int, float]:
+        taken, left = await self._draw([key], repr(1000 / rate), repr(burst), wanted)
+        return taken, left / 1000
 
     async def ping(self) -> None:
         await self._do("PING")

@@ -179,14 +179,18 @@ class Web(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """0 = any free one."""
     frames_per_second: Annotated[float, Meta(gt=0, le=100_000)] = 20
+    """Points of a user, on all his sockets; ``frame_burst`` are saved up."""
     frame_burst: Count = 40
+    commands_per_second: Annotated[float, Meta(gt=0, le=100_000)] = 2
+    """Commands of a user, of each kind."""
+    command_burst: Count = 20
     max_frame: Annotated[int, Meta(ge=256, le=1024 * 1024)] = 65536
     ping_interval: Annotated[float, Meta(gt=0, le=3600)] = 20
     """Between two pings; a phone that answers none of two is dead when the third is due."""
     stall_timeout: Annotated[float, Meta(gt=0, le=3600)] = 20
     """So long a phone may take nothing of what is sent to it."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the API (CORS); ``*`` = any."""
+    """Origins whose pages may call the API (CORS) and open a socket; ``*`` = any."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks (``10.0.0.0/8``) of load balancers whose X-Forwarded-For names the phone."""
 

@@ -5,10 +5,10 @@ Over 300 lines: the socket's life, the frame's life, and the refusals of both.
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -38,6 +38,7 @@ from nebengjek.errors import (
 )
 from nebengjek.faststate import FastState
 from nebengjek.realtime.delivery import TOKEN_ENDED, TRY_AGAIN, Connection, Delivery, encode_frame
+from nebengjek.realtime.limits import Allowance, Limits, Rate
 from nebengjek.users import frames
 from nebengjek.users.frames import FRAMES, SAYS, ErrorData, Frame, SessionReady
 from nebengjek.users.service import UsersService
@@ -46,7 +47,8 @@ from nebengjek.web import Identity
 SUBPROTOCOL = "nebengjek.v1"
 BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
-"""Something that is needed to connect does not answer (RFC 6455's registry: try again later)."""
+BAD = "unreadable"
+"""As what frames are counted that are none of ours."""
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
 
@@ -72,32 +74,14 @@ class UnknownEvent(Invalid):
     code = "UNKNOWN_EVENT"
 
 
-class Allowance:
-    """A token bucket: ``rate`` frames a second, at most ``burst`` saved up; 0 = no limit."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._saved = burst
-        self._at = time.monotonic()
-
-    def take(self) -> float:
-        """0 when the frame may pass, else the seconds until one may."""
-        if not self._rate:
-            return 0.0
-        now = time.monotonic()
-        self._saved = min(self._burst, self._saved + (now - self._at) * self._rate)
-        self._at = now
-        if self._saved >= 1:
-            self._saved -= 1
-            return 0.0
-        return (1 - self._saved) / self._rate
-
-
 class Settings(Struct, frozen=True, kw_only=True):
-    frames_per_second: float
-    frame_burst: float
+    """``frames``: how many points, and how many that are none of ours; ``commands``: how many of each other kind."""
+
+    frames: Rate
+    commands: Rate
     max_frame: int
+    allowed_origins: tuple[str, ...] = ()
+    """Of browsers' pages, besides those that come from the same host; ``*``: all."""
 
 
 class PhoneSocket:
@@ -116,6 +100,7 @@ class PhoneSocket:
         self.service = service
         self.delivery = delivery
         self.state = state
+        self.limits = Limits(state)
         self.settings = settings
         self._authenticate = authenticate
 
@@ -124,9 +109,21 @@ class PhoneSocket:
         async def phone(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != ScopeType.WEBSOCKET:
                 raise HTTPException(status_code=426, detail="this is a WebSocket", headers={"Upgrade": "websocket"})
-            await self.serve(WebSocket(scope, receive, send), receive, send)
+            socket: WebSocket[Any, Any, Any] = WebSocket(scope, receive, send)
+            if self._comes_from_elsewhere(socket):
+                # Before it is accepted a close is a 403.
+                await send({"type": "websocket.close", "code": 1008, "reason": ""})
+                return
+            await self.serve(socket, receive, send)
 
         return ASGIRouteHandler("/ws", opt={"public": True}, copy_scope=False)(phone)
+
+    def _comes_from_elsewhere(self, socket: WebSocket[Any, Any, Any]) -> bool:
+        """Whether it is opened by a page that may not. Apps say no Origin; a browser cannot leave it out."""
+        origin = socket.headers.get("origin")
+        if origin is None or urlsplit(origin).netloc == socket.headers.get("host"):
+            return False
+        return not {"*", origin} & {*self.settings.allowed_origins}
 
     async def serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send) -> None:
         """Accept, tell what is going on, and go on until either side closes."""
@@ -217,7 +214,7 @@ class Phone:
         self._connection = connection
         self._identity = connection.identity
         settings = server.settings
-        self._allowance = Allowance(settings.frames_per_second, settings.frame_burst)
+        self._allowance = Allowance(server.limits, connection.user_id)
         self._max_frame = settings.max_frame
         self._bad = 0
         self._unsettled = 0
@@ -252,17 +249,16 @@ class Phone:
                 await self._frame(text)
 
     async def _frame(self, text: str) -> None:
-        wait = self._allowance.take()
         try:
             frame = _frames.decode(text)
         except (msgspec.DecodeError, RecursionError) as error:
-            self._not_read(text, error)
+            await self._not_read(text, error)
             return
         try:
-            if wait:
-                raise RateLimited("too many frames", retry_after=wait)
-            enter(new_trace())
             data, event = frame.data, frame.__struct_config__.tag
+            if not self._allowance.spend(event):
+                await self._allowance.refill(event, self._rate(event))
+            enter(new_trace())
             if event == "location.update":
                 await self._point(data, frame.id)
             else:
@@ -273,7 +269,11 @@ class Phone:
                 return
         self._bad = 0
 
-    def _not_read(self, text: str, error: Exception) -> None:
+    def _rate(self, event: str) -> Rate:
+        settings = self._server.settings
+        return settings.frames if event in ("location.update", "session.ack", BAD) else settings.commands
+
+    async def _not_read(self, text: str, error: Exception) -> None:
         """Say what is wrong with it; a phone that goes on like this is closed."""
         frame_id: str | None = None
         refusal: NebengJekError = InvalidFrame(f"not a frame: {error}")
@@ -284,6 +284,12 @@ class Phone:
                 refusal = InvalidFrame(f"{frame.event}: {error}")
             else:
                 refusal = UnknownEvent(f"there is no event {frame.event[:64]!r}")
+        try:
+            if not self._allowance.spend(BAD):
+                await self._allowance.refill(BAD, self._rate(BAD))
+        except RateLimited as limited:
+            self._refuse(limited, frame_id)
+            return
         self._refuse(refusal, frame_id)
         self._bad += 1
         if self._bad >= BAD_FRAMES:

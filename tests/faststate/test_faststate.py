@@ -105,6 +105,35 @@ async def test_hits_at_the_same_instant_are_all_counted(url: str | None) -> None
         assert sorted(count for count, _ in counts) == list(range(1, 31))
 
 
+async def test_a_bucket_gives_what_it_holds_and_fills_up_again(url: str | None) -> None:
+    async with opened(url) as (state, where):
+        assert await state.draw("ana", rate=2, burst=10, wanted=4) == (4, 0)
+        assert await state.draw("ana", rate=2, burst=10, wanted=10) == (6, 0)
+        none, wait = await state.draw("ana", rate=2, burst=10)
+        assert none == 0
+        assert 0.3 < wait <= 0.5
+        # Another's is another.
+        assert await state.draw("budi", rate=2, burst=10) == (1, 0)
+        await where.advance(2)
+        taken, _ = await state.draw("ana", rate=2, burst=10, wanted=10)
+        assert taken >= 4
+        await where.advance(60)
+        assert await state.draw("ana", rate=2, burst=10, wanted=100) == (10, 0)
+
+
+async def test_many_who_draw_at_once_get_no_more_than_there_is(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        drawn = await asyncio.gather(*(state.draw("k", rate=0.01, burst=25, wanted=3) for _ in range(20)))
+        assert sum(taken for taken, _ in drawn) == 25
+        assert all(wait > 50 for taken, wait in drawn if not taken)
+
+
+async def test_a_bucket_may_be_filled_faster_than_a_clock_ticks(url: str | None) -> None:
+    async with opened(url) as (state, _):
+        assert await state.draw("k", rate=100_000, burst=100_000, wanted=25_000) == (25_000, 0)
+        assert (await state.draw("k", rate=100_000, burst=100_000, wanted=100_000))[0] >= 75_000
+
+
 async def test_nothing_can_be_kept_for_no_time(url: str | None) -> None:
     async with opened(url) as (state, _):
         with pytest.raises(ValueError, match="keep nothing"):
@@ -133,7 +162,14 @@ async def test_without_a_server_everything_is_unavailable() -> None:
     client = connect_redis("redis://:secret@127.0.0.1:1/3")
     state = RedisFastState(client)
     assert state.where == "redis at 127.0.0.1:1/3"
-    for call in (state.ping(), state.get("k"), state.put("k", b"v", 1), state.take("k"), state.hit("k", 1)):
+    for call in (
+        state.ping(),
+        state.get("k"),
+        state.put("k", b"v", 1),
+        state.take("k"),
+        state.hit("k", 1),
+        state.draw("k", rate=1, burst=1),
+    ):
         with pytest.raises(Unavailable) as caught:
             await call
         assert caught.value.dependency == "redis"

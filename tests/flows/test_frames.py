@@ -3,14 +3,17 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from nebengjek.tokens import Tokens
 from tests.flows.conftest import Backend, Embedded
 from tests.flows.world import MONAS, Phone, Refused, World
-from tests.servers import mortal_valkey_server
+from tests.servers import mortal_valkey_server, valkey_server
 
 
 async def code_of(phone: Phone, text: str | bytes) -> str:
@@ -85,14 +88,119 @@ async def test_a_frame_over_64_kib_closes_the_socket(backend: Backend) -> None:
         assert await phone.closed() == 1009
 
 
-async def test_too_many_frames_are_refused_but_do_not_close(backend: Backend) -> None:
-    async with backend.own_world(web__frames_per_second=20, web__frame_burst=5) as world:
-        phone = await world.passenger()
-        for number in range(60):
-            await phone.tell("session.ack", {"seq": 0}, str(number))
-        limited = await phone.expect("error", code="RATE_LIMITED")
-        assert limited["data"]["retry_after"] > 0
+SLOW: dict[str, Any] = {
+    "web__frames_per_second": 0.01,
+    "web__frame_burst": 5,
+    "web__commands_per_second": 0.02,
+    "web__command_burst": 3,
+}
+"""So slow that none is added while a test runs."""
+
+
+async def answers(phone: Phone, event: str, data: object, count: int) -> tuple[int, list[dict[str, Any]]]:
+    """(how many of ``count`` frames were acked, the errors of the others)."""
+    ids = {str(uuid4()) for _ in range(count)}
+    for frame_id in ids:
+        await phone.tell(event, data, frame_id)
+    awaited = {*ids}
+
+    def last(frame: dict[str, Any]) -> bool:
+        awaited.discard(frame["data"].get("id"))
+        return not awaited
+
+    await phone.find(last)
+    mine = [one for one in phone.frames if one["data"].get("id") in ids]
+    return sum(one["event"] == "ack" for one in mine), [one["data"] for one in mine if one["event"] == "error"]
+
+
+async def test_too_many_frames_of_a_kind_are_refused_and_all_sockets_of_a_user_count(backend: Backend) -> None:
+    async with backend.own_world(**SLOW) as world:
+        phone, other = await world.driver(), await world.passenger()
+        twin = Phone(world)
+        twin.user_id, twin.token = phone.user_id, phone.token
+        world.phones.append(twin)
+        await twin.connect()
+        acked, refused = await answers(phone, "session.ack", {"seq": 0}, 4)
+        assert (acked, refused) == (4, [])
+        acked, refused = await answers(twin, "session.ack", {"seq": 0}, 4)
+        assert acked == 1
+        assert {error["code"] for error in refused} == {"RATE_LIMITED"}
+        assert all(60 < error["retry_after"] <= 100 for error in refused)
+        # Each kind by itself, points and commands by their own rates; and nobody pays for somebody else.
+        point = {"location": {**MONAS, "timestamp": world.clock.now().isoformat()}}
+        assert (await answers(twin, "location.update", point, 7))[0] == 5
+        acked, refused = await answers(twin, "user.beacon", {"is_active": False}, 4)
+        assert acked == 3
+        assert 30 < refused[0]["retry_after"] <= 50
+        assert (await answers(other, "session.ack", {"seq": 0}, 5))[0] == 5
+        await phone.raw("{")
+        assert (await phone.expect("error", code="INVALID_FRAME"))["data"]
+        for _ in range(25):
+            await phone.raw("{")
+        await phone.find(
+            lambda one: one["data"].get("code") == "RATE_LIMITED" and "unreadable" in one["data"]["message"]
+        )
         assert phone.close_code is None
+
+
+@pytest.mark.real
+async def test_a_user_has_one_allowance_on_all_pods(tmp_path: Path, sqlite_template: Path) -> None:
+    backend = Embedded(tmp_path, sqlite_template)
+    shared = await backend.fresh()
+    with valkey_server() as redis_url:
+        shared["redis__url"] = redis_url
+        async with backend.own_world(**SLOW, **shared) as here, backend.own_world(**SLOW, **shared) as there:
+            phone, twin = await here.driver(), Phone(there)
+            twin.user_id, twin.token = phone.user_id, phone.token
+            there.phones.append(twin)
+            await twin.connect()
+            assert (await answers(phone, "session.ack", {"seq": 0}, 3))[0] == 3
+            acked, refused = await answers(twin, "session.ack", {"seq": 0}, 4)
+            assert (acked, {error["code"] for error in refused}) == (2, {"RATE_LIMITED"})
+
+
+@pytest.mark.real
+async def test_with_redis_away_each_pod_counts_by_itself(tmp_path: Path, sqlite_template: Path) -> None:
+    with mortal_valkey_server() as redis:
+        async with Embedded(tmp_path, sqlite_template).own_world(redis__url=redis.url, **SLOW) as world:
+            phone = await world.driver()
+            assert (await answers(phone, "session.ack", {"seq": 0}, 5))[0] == 5
+            await asyncio.to_thread(redis.stop)
+            for _ in range(5):
+                await phone.tell("location.update", {"location": MONAS})
+            for number in range(2):
+                await phone.tell("location.update", {"location": MONAS}, str(number))
+                await phone.expect("error", id=str(number), code="RATE_LIMITED")
+            await asyncio.to_thread(redis.start)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "status"),
+    [
+        (None, (), 101),
+        ("{url}", (), 101),
+        ("https://evil.example", (), 403),
+        ("null", (), 403),
+        ("https://evil.example", ("https://app.example",), 403),
+        ("https://app.example", ("https://app.example",), 101),
+        ("https://anything.example", ("*",), 101),
+    ],
+)
+async def test_a_page_from_elsewhere_may_not_open_a_socket(
+    embedded: Embedded, origin: str | None, allowed: tuple[str, ...], status: int
+) -> None:
+    async with embedded.world(**({"web__allowed_origins": list(allowed)} if allowed else {})) as world:
+        phone = await Phone(world).login()
+        headers = {"Origin": origin.format(url=world.url)} if origin is not None else {}
+        try:
+            async with connect(
+                world.url.replace("http", "ws") + "/ws", additional_headers={**phone.bearer, **headers}
+            ) as socket:
+                assert json.loads(await socket.recv())["event"] == "session.ready"
+                found = 101
+        except InvalidStatus as refused:
+            found = refused.response.status_code
+        assert found == status
 
 
 @pytest.mark.parametrize("kind", ["missing", "garbage", "expired", "foreign", "wrong algorithm"])

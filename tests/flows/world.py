@@ -374,6 +374,7 @@ def settings_for(database_url: str, **values: Any) -> Settings:
     given: dict[str, Any] = {"profile": "test", "database": {"url": database_url}}
     given["auth"] = {"otp_debug": True, "otp_per_address": 0}
     given["web"] = {"port": 0, "frames_per_second": 10_000, "frame_burst": 10_000}
+    given["web"] |= {"commands_per_second": 10_000, "command_burst": 10_000}
     for key, value in values.items():
         section, _, name = key.partition("__")
         given.setdefault(section, {})[name] = value
