@@ -144,7 +144,11 @@ class App:
                 running=module in self.running,
             )
         self.pods = Pods(
-            self.bus, self.clock, modules=[module.name for module in self.running], embedded=self.embedded()
+            self.bus,
+            self.clock,
+            modules=[module.name for module in self.running],
+            embedded=self.embedded(),
+            sockets=lambda: self.delivery.sockets,
         )
         self.litestar = self._litestar()
 
@@ -430,13 +434,9 @@ class App:
         """What every pod does each few seconds."""
         return [
             *(sweep for module in self.running for sweep in module.sweeps),
-            Sweep(seconds=HEARTBEAT_SECONDS, run=self._beat),
+            Sweep(seconds=HEARTBEAT_SECONDS, run=self.pods.beat),
             Sweep(seconds=3600.0, run=self._forget_handled),
         ]
-
-    async def _beat(self) -> None:
-        self.pods.sockets = self.delivery.sockets
-        await self.pods.beat()
 
     async def _forget_handled(self) -> None:
         async with self.database.begin() as tx:
@@ -516,7 +516,11 @@ class App:
             status="down" if down else "up" if all(check.up for check in checks) else "degraded",
             pod_id=self.pod_id,
             checks=checks,
-            details={"bus": health, "sockets": self.delivery.sockets},
+            details={
+                "bus": health,
+                "sockets": self.delivery.sockets,
+                "pods": {beat.pod_id: beat.active_connections for beat in self.pods.known()},
+            },
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,14 +22,24 @@ FORGOTTEN_AFTER = 10.0
 class Pods:
     """``beat`` says that this pod is there; ``known`` lists those that were heard in the last ten seconds."""
 
-    def __init__(self, bus: MessageBus, clock: Clock, *, modules: list[str], embedded: list[str]) -> None:
+    def __init__(
+        self,
+        bus: MessageBus,
+        clock: Clock,
+        *,
+        modules: list[str],
+        embedded: list[str],
+        sockets: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._bus = bus
         self._clock = clock
         self._modules = modules
         self._embedded = embedded
-        self._heard: dict[str, PodHeartbeat] = {}
-        self._cpu = (time.monotonic(), time.process_time())
-        self.sockets = 0
+        self._heard: dict[str, tuple[float, PodHeartbeat]] = {}
+        """By pod, with the time at which it was heard by this one's clock: that of another may be wrong."""
+        self._counted = (time.monotonic(), time.process_time())
+        self._cpu_percent = 0.0
+        self._sockets = sockets
         self._listening = False
 
     async def beat(self) -> None:
@@ -39,6 +50,7 @@ class Pods:
                 for name in (self._bus.pod_id, *([PHONES] if PHONES in self._modules else [])):
                     await self._bus.broker.subscribe(health_subject(name), self._asked)
                 self._listening = True
+            self._count_cpu()
             await self._bus.broker.core_publish(HEARTBEAT, msgspec.json.encode(self.own()))
         except Unavailable:
             # Nobody hears it, so nobody misses it: the connection's state is in health.
@@ -64,22 +76,26 @@ class Pods:
             )
 
     def own(self) -> PodHeartbeat:
-        """This pod, now; CPU since the last time it was asked."""
-        wall, cpu = time.monotonic(), time.process_time()
-        spent, self._cpu = (wall - self._cpu[0], cpu - self._cpu[1]), (wall, cpu)
+        """This pod, now; its CPU between the last two beats."""
         return PodHeartbeat(
             pod_id=self._bus.pod_id,
             timestamp=self._clock.now(),
-            active_connections=self.sockets,
+            active_connections=self._sockets(),
             memory_usage_mb=round(_resident_mb(), 1),
-            cpu_usage_percent=round(100 * spent[1] / spent[0], 1) if spent[0] > 0 else 0.0,
+            cpu_usage_percent=self._cpu_percent,
             modules=self._modules,
             embedded=self._embedded,
         )
 
     async def _hear(self, message: CoreMessage) -> None:
         beat = msgspec.json.decode(message.data, type=PodHeartbeat)
-        self._heard[beat.pod_id] = beat
+        self._heard[beat.pod_id] = (self._clock.seconds(), beat)
+
+    def _count_cpu(self) -> None:
+        wall, cpu = time.monotonic(), time.process_time()
+        since, spent = wall - self._counted[0], cpu - self._counted[1]
+        self._counted = (wall, cpu)
+        self._cpu_percent = round(100 * spent / since, 1) if since > 0 else 0.0
 
     async def _asked(self, message: CoreMessage) -> None:
         if message.reply:
@@ -88,8 +104,8 @@ class Pods:
     def known(self) -> list[PodHeartbeat]:
         """This pod and those heard lately."""
         limit = self._clock.seconds() - FORGOTTEN_AFTER
-        self._heard = {pod: beat for pod, beat in self._heard.items() if beat.timestamp.timestamp() >= limit}
-        others = [beat for pod, beat in sorted(self._heard.items()) if pod != self._bus.pod_id]
+        self._heard = {pod: heard for pod, heard in self._heard.items() if heard[0] >= limit}
+        others = [beat for pod, (_, beat) in sorted(self._heard.items()) if pod != self._bus.pod_id]
         return [self.own(), *others]
 
     def conflict(self) -> str | None:
