@@ -21,7 +21,8 @@ from nebengjek.settings import Settings
 
 T = TypeVar("T")
 
-WAIT = 10.0
+WAIT = 30.0
+"""Seconds of patience: machines are shared, and who fails may take his time."""
 NIGHT = 3 * 3600.0
 """Longer than any deadline of a search, a proposal, a pick-up or a payment."""
 MONAS = {"latitude": -6.1754, "longitude": 106.8272}
