@@ -1,8 +1,5 @@
 """The processes that run this application: each tells the others that it is there, every few seconds."""
 
-import os
-import resource
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -13,6 +10,7 @@ from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, health_subject
 from nebengjek.errors import Misconfigured, Unavailable
+from nebengjek.usage import Usage
 
 PHONES = "users"
 """The module that one pod runs and no other: mailboxes and presence of phones live in its process."""
@@ -37,8 +35,7 @@ class Pods:
         self._embedded = embedded
         self._heard: dict[str, tuple[float, PodHeartbeat]] = {}
         """By pod, with the time at which it was heard by this one's clock: that of another may be wrong."""
-        self._counted = (time.monotonic(), time.process_time())
-        self._cpu_percent = 0.0
+        self._usage = Usage()
         self._sockets = sockets
         self._listening = False
 
@@ -50,7 +47,7 @@ class Pods:
                 for name in (self._bus.pod_id, *([PHONES] if PHONES in self._modules else [])):
                     await self._bus.broker.subscribe(health_subject(name), self._asked)
                 self._listening = True
-            self._count_cpu()
+            self._usage.count()
             await self._bus.broker.core_publish(HEARTBEAT, msgspec.json.encode(self.own()))
         except Unavailable:
             # Nobody hears it, so nobody misses it: the connection's state is in health.
@@ -81,8 +78,8 @@ class Pods:
             pod_id=self._bus.pod_id,
             timestamp=self._clock.now(),
             active_connections=self._sockets(),
-            memory_usage_mb=round(_resident_mb(), 1),
-            cpu_usage_percent=self._cpu_percent,
+            memory_usage_mb=self._usage.memory_mb,
+            cpu_usage_percent=self._usage.cpu_percent,
             modules=self._modules,
             embedded=self._embedded,
         )
@@ -90,12 +87,6 @@ class Pods:
     async def _hear(self, message: CoreMessage) -> None:
         beat = msgspec.json.decode(message.data, type=PodHeartbeat)
         self._heard[beat.pod_id] = (self._clock.seconds(), beat)
-
-    def _count_cpu(self) -> None:
-        wall, cpu = time.monotonic(), time.process_time()
-        since, spent = wall - self._counted[0], cpu - self._counted[1]
-        self._counted = (wall, cpu)
-        self._cpu_percent = round(100 * spent / since, 1) if since > 0 else 0.0
 
     async def _asked(self, message: CoreMessage) -> None:
         if message.reply:
@@ -117,11 +108,3 @@ class Pods:
         if twins and PHONES in self._modules:
             return f"{twins[0]} runs the module {PHONES} too: a phone misses what the other pod hears for it"
         return None
-
-
-def _resident_mb() -> float:
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from nebengjek.contracts.message import Event
-
 T = TypeVar("T")
+M = TypeVar("M")
 
 
-class Gatherer(Generic[T]):
+class Gatherer(Generic[T, M]):
     """Collects items and publishes them as one event: ``size`` of them, or what came within ``seconds``.
 
     Made by ``MessageBus.gather``, whose drain publishes what is left. Order is kept.
@@ -17,8 +16,8 @@ class Gatherer(Generic[T]):
 
     def __init__(
         self,
-        publish: Callable[[Event], Awaitable[None]],
-        make: Callable[[list[T]], Event],
+        publish: Callable[[M], Awaitable[None]],
+        make: Callable[[list[T]], M],
         sleep: Callable[[float], Awaitable[None]],
         *,
         size: int,

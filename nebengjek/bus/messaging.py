@@ -105,7 +105,7 @@ class MessageBus:
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._background: list[asyncio.Task[Any]] = []
-        self._gatherers: list[Gatherer[Any]] = []
+        self._gatherers: list[Gatherer[Any, Event]] = []
         self._breakers: dict[str, Breaker] = {}
         self._causes = Causes()
         self._ensuring = asyncio.Lock()
@@ -391,7 +391,7 @@ class MessageBus:
         """Return when everything that ``publish_soon`` took has been stored or refused."""
         await self._publishing.flush()
 
-    def gather(self, make: Callable[[list[T]], Event], *, size: int = 100, seconds: float = 0.05) -> Gatherer[T]:
+    def gather(self, make: Callable[[list[T]], Event], *, size: int = 100, seconds: float = 0.05) -> Gatherer[T, Event]:
         """A publisher of many small things: ``make`` turns up to ``size`` of them, or 50 ms of them, into one event."""
         gatherer = Gatherer(self.publish_soon, make, self.broker.sleep, size=size, seconds=seconds)
         self._gatherers.append(gatherer)

@@ -192,6 +192,24 @@ class RideOfUser(Query[OngoingRide], frozen=True, kw_only=True, tag="rides.of_us
     user_id: str
 
 
+class RideList(Struct, frozen=True, kw_only=True):
+    rides: list[Ride]
+
+
+class RecentRides(Query[RideList], frozen=True, kw_only=True, tag="rides.recent"):
+    """A user's own rides, newest first."""
+
+    user_id: str
+    limit: Annotated[int, Meta(ge=1, le=100)] = 5
+
+
+class RideDetailsOf(Query[RideDetails], frozen=True, kw_only=True, tag="rides.details"):
+    """One ride of a user's with its ledger; NotFound for a stranger."""
+
+    ride_id: str
+    user_id: str
+
+
 class RideOfMatch(Query[OngoingRide], frozen=True, kw_only=True, tag="rides.of_match"):
     """Was a ride opened for this match, whatever became of it?"""
 

@@ -97,6 +97,11 @@ class Connection:
             self._cut_off()
         self._wake()
 
+    def tell(self, frame: bytes) -> None:
+        """Send ``frame``, in order, unless too much waits for the phone already."""
+        if len(self._answers) < MAX_ANSWERS // 2:
+            self.answer(frame)
+
     def show(self, kind: str, frame: bytes) -> None:
         """Send ``frame`` unless a newer one of its kind comes first."""
         if self.close_code is not None:
@@ -289,6 +294,17 @@ class Delivery:
             connection.ring()
         if self._relay is not None:
             self._relay.ring(user_id)
+
+    def here(self, user_id: str) -> bool:
+        """Does this pod hold a phone of his?"""
+        return user_id in self._by_user
+
+    def tell(self, user_id: str, event: str, data: Any) -> None:
+        """A part of something that comes whole later: to the user's phones on this pod, in order, if they read."""
+        if connections := self._by_user.get(user_id):
+            frame = encode_frame(event, data)
+            for connection in connections.values():
+                connection.tell(frame)
 
     def show(self, user_id: str, event: str, data: Any, *, about: str = "") -> None:
         """A frame that may be missed: of one event ``about`` one thing only the newest waits for a slow phone."""

@@ -1,7 +1,17 @@
 """What may be read about rides, and by whom; nothing is changed here."""
 
 from nebengjek.contracts.geo import Location
-from nebengjek.contracts.rides import OngoingRide, Ride, RideDetails, RideOfMatch, RideOfUser, RideState
+from nebengjek.contracts.rides import (
+    OngoingRide,
+    RecentRides,
+    Ride,
+    RideDetails,
+    RideDetailsOf,
+    RideList,
+    RideOfMatch,
+    RideOfUser,
+    RideState,
+)
 from nebengjek.database import Database
 from nebengjek.errors import NotFound
 from nebengjek.rides import payment_store, store
@@ -50,6 +60,13 @@ class RideReader:
             payment = await payment_store.payment_of(connection, ride_id)
             ledger = await store.entries(connection, ride_id)
         return RideDetails(**store.view_fields(ride, payment), ledger=ledger)
+
+    async def details_of(self, query: RideDetailsOf) -> RideDetails:
+        return await self.details(query.ride_id, query.user_id)
+
+    async def recent(self, query: RecentRides) -> RideList:
+        items, _ = await self.page(query.user_id, status=None, before=None, limit=query.limit)
+        return RideList(rides=items)
 
     async def page(
         self, user_id: str, *, status: RideState | None, before: str | None, limit: int

@@ -231,6 +231,7 @@ class World:
         # As uvicorn's shutdown() does, without the tenths of a second for which it sleeps.
         for listener in self.server.servers:
             listener.close()
+        self.app.closing()
         state = self.server.server_state
         for connection in list(state.connections):
             connection.shutdown()
@@ -378,5 +379,8 @@ def settings_for(database_url: str, **values: Any) -> Settings:
     given["web"] |= {"commands_per_second": 10_000, "command_burst": 10_000}
     for key, value in values.items():
         section, _, name = key.partition("__")
-        given.setdefault(section, {})[name] = value
+        if name:
+            given.setdefault(section, {})[name] = value
+        else:
+            given[section] = value
     return msgspec.convert(given, Settings)

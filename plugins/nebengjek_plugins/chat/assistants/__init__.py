@@ -1,0 +1,1 @@
+"""Whoever answers questions: one Protocol, and those that come with the plugin."""

@@ -1,0 +1,45 @@
+"""What an assistant is: it reads a question, may use tools, and says its answer piece by piece."""
+
+from collections.abc import AsyncGenerator
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from nebengjek_plugins.chat.contracts import WorkflowContext
+from nebengjek_plugins.chat.tools import Tools
+
+
+class AssistantFailed(Exception):
+    """It did not answer. ``code``: for whoever reads it; ``again``: another try may succeed."""
+
+    def __init__(self, code: str, why: str, *, again: bool = True) -> None:
+        super().__init__(f"{code}: {why}")
+        self.code = code
+        self.again = again
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """``context`` holds what was said before, and how to answer; all of it is of one session of one user."""
+
+    message: str
+    context: WorkflowContext
+
+
+class Said(Struct, frozen=True):
+    """The next words of the answer."""
+
+    text: str
+
+
+class Used(Struct, frozen=True, kw_only=True):
+    """Who answered, at what cost, and why he stopped; the last one of an answer counts."""
+
+    model: str
+    tokens_used: int = 0
+    finish_reason: Literal["stop", "length"] = "stop"
+
+
+class Assistant(Protocol):
+    def answer(self, question: Question, tools: Tools) -> AsyncGenerator[Said | Used, None]:
+        """Begins to say before it knows all. ``tools`` are those of the user who asks. Raises AssistantFailed."""
+        ...

@@ -1,0 +1,337 @@
+"""What people do with sessions: ask, write, read again, mark; and how an answer is stored, by whoever has it whole."""
+
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.bus.tracing import current, new_trace
+from nebengjek.clock import Clock
+from nebengjek.contracts.message import uuid7
+from nebengjek.database import Database
+from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
+from nebengjek.faststate import FastState
+from nebengjek_plugins.chat import store
+from nebengjek_plugins.chat.contracts import (
+    ChatAnswered,
+    ChatMarked,
+    ChatMessage,
+    ChunkMetadata,
+    Marks,
+    Message,
+    Turn,
+    WorkflowContext,
+    WorkflowRequest,
+)
+from nebengjek_plugins.chat.hub import Ending
+from nebengjek_plugins.chat.masking import mask_phone_numbers
+from nebengjek_plugins.chat.settings import ChatSettings
+from nebengjek_plugins.chat.store import Session
+
+RIDE = "match-"
+"""What the id of a ride's session begins with, before the match's; nobody can take such an id for himself."""
+DAY = timedelta(days=1)
+TURN_CHARACTERS = 1000
+"""Of an earlier message that a question takes along."""
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What a request may ask of an answer; what the settings do not allow is refused."""
+
+    ai_provider: str | None = None
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class Accepted(Struct, frozen=True, kw_only=True):
+    message_id: str
+    correlation_id: str
+
+
+class ChatService:
+    """``Accepted`` is on its way when the transaction has committed: the outbox says it."""
+
+    def __init__(
+        self, bus: MessageBus, database: Database, state: FastState, clock: Clock, settings: ChatSettings
+    ) -> None:
+        self._bus = bus
+        self._database = database
+        self._state = state
+        self._clock = clock
+        self._settings = settings
+
+    # -- who may
+
+    async def enter(self, user_id: str, session_id: str) -> Session:
+        """The session, for who may read and write it; a new one is his. Raises Forbidden, NotFound (of a ride)."""
+        async with self._database.read() as tx:
+            found = await store.session(tx, session_id)
+        if found is None:
+            async with self._database.begin() as tx:
+                return await self._entered(tx, user_id, session_id)
+        return _allowed(found, user_id)
+
+    async def _entered(self, tx: AsyncConnection, user_id: str, session_id: str) -> Session:
+        found = await store.session(tx, session_id)
+        if found is None:
+            if session_id.startswith(RIDE):
+                raise NotFound("there is no such ride of yours, or it is not agreed on yet")
+            await store.make_session(tx, session_id, "desk", user_id, None, self._clock.now())
+            found = await store.session(tx, session_id)
+        if found is None:
+            raise Conflict("the session was just forgotten, try again")
+        return _allowed(found, user_id)
+
+    async def _not_too_often(self, user_id: str) -> None:
+        hits, left = await self._state.hit(f"chat:{user_id}", 60.0)
+        if hits > self._settings.messages_per_minute:
+            raise RateLimited("too many messages", retry_after=left)
+
+    # -- writing
+
+    async def post(
+        self, user_id: str, session_id: str, text: str, *, message_id: str | None = None, wish: Wish | None = None
+    ) -> tuple[Accepted, Message | None]:
+        """Store a message and what is to be done about it; None: it was there already.
+
+        Raises Forbidden, NotFound, Invalid, Conflict (CHAT_CLOSED, TOO_MANY_OPEN, ID_REUSED), RateLimited (also
+        BUDGET_USED).
+        """
+        if not text.strip():
+            raise Invalid("message: is empty")
+        await self._not_too_often(user_id)
+        now = self._clock.now()
+        trace = current() or new_trace()
+        async with self._database.begin() as tx:
+            session = await self._entered(tx, user_id, session_id)
+            if message_id is not None and (row := await store.row_of(tx, message_id)) is not None:
+                if row.session_id != session_id or row.sender_id != user_id:
+                    raise Conflict("this message_id was used for another message", code="ID_REUSED")
+                return Accepted(message_id=message_id, correlation_id=row.correlation_id), None
+            if session.closes_at is not None and now >= session.closes_at:
+                raise Conflict("the ride has been over for too long to write", code="CHAT_CLOSED")
+            message = Message(
+                message_id=message_id or uuid7(),
+                session_id=session_id,
+                number=0,
+                role="user",
+                text=mask_phone_numbers(text) if session.kind == "ride" else text,
+                status="complete",
+                created_at=now,
+                correlation_id=trace.correlation_id[:64],
+                sender_id=user_id,
+            )
+            if session.kind == "ride":
+                message = await self._write(tx, session, message)
+            else:
+                message = await self._ask(tx, session, message, wish or Wish())
+        return Accepted(message_id=message.message_id, correlation_id=message.correlation_id), message
+
+    async def _write(self, tx: AsyncConnection, session: Session, message: Message) -> Message:
+        numbered = await self._numbered(tx, message)
+        user_id = str(message.sender_id)
+        await store.add_message(tx, numbered, user_id=user_id, status="complete")
+        await store.mark(tx, session.session_id, user_id, delivered=numbered.number, read=numbered.number)
+        await self._announce(tx, ChatMessage, numbered, session.parties)
+        return numbered
+
+    async def _ask(self, tx: AsyncConnection, session: Session, message: Message, wish: Wish) -> Message:
+        user_id = str(message.sender_id)
+        context = await self._context(tx, session, wish)
+        if len(await store.unanswered(tx, session.session_id)) >= self._settings.questions_open:
+            raise Conflict("wait for the answers to your other questions", code="TOO_MANY_OPEN")
+        await self._within_budget(tx, user_id, message.created_at)
+        numbered = await self._numbered(tx, message)
+        await store.add_message(tx, numbered, user_id=user_id, status="open")
+        await self._bus.outbox.add(
+            tx,
+            WorkflowRequest(
+                message_id=numbered.message_id,
+                session_id=session.session_id,
+                user_id=user_id,
+                message=numbered.text,
+                context=context,
+                timestamp=numbered.created_at,
+                correlation_id=numbered.correlation_id,
+            ),
+        )
+        return numbered
+
+    async def _within_budget(self, tx: AsyncConnection, user_id: str, now: datetime) -> None:
+        limit = self._settings.tokens_per_day
+        if limit and await store.tokens_used(tx, user_id, now - DAY) >= limit:
+            raise RateLimited("the answers of today are used up", retry_after=3600.0, code="BUDGET_USED")
+
+    async def _context(self, tx: AsyncConnection, session: Session, wish: Wish) -> WorkflowContext:
+        """Raises Invalid for a wish that the settings do not allow."""
+        own = self._settings
+        provider = wish.ai_provider or own.ai_provider
+        if provider not in (own.ai_provider, *own.providers):
+            raise Invalid("context.ai_provider: is not offered here")
+        model = wish.model if wish.model is not None else own.model
+        if model not in (own.model, *own.models):
+            raise Invalid("context.model: is not offered here")
+        temperature = own.temperature if wish.temperature is None else wish.temperature
+        if not 0 <= temperature <= 2:
+            raise Invalid("context.temperature: expected 0 to 2")
+        tokens = own.max_tokens if wish.max_tokens is None else wish.max_tokens
+        if not 1 <= tokens <= own.max_tokens:
+            raise Invalid(f"context.max_tokens: expected 1 to {own.max_tokens}")
+        history = []
+        if own.history_turns:
+            for row in await store.questions_of(tx, session.session_id, own.history_turns):
+                role = "user" if row.role == "user" else "assistant"
+                history.append(Turn(role=role, content=row.text[:TURN_CHARACTERS]))
+        return WorkflowContext(
+            ai_provider=provider,
+            model=model,
+            temperature=temperature,
+            max_tokens=tokens,
+            system_prompt=own.system_prompt,
+            conversation_history=history,
+        )
+
+    @staticmethod
+    async def _numbered(tx: AsyncConnection, message: Message) -> Message:
+        number = await store.next_number(tx, message.session_id)
+        return Message(**{name: getattr(message, name) for name in message.__struct_fields__} | {"number": number})
+
+    async def _announce(
+        self, tx: AsyncConnection, kind: type[ChatMessage] | type[ChatAnswered], message: Message, recipients: list[str]
+    ) -> None:
+        event = kind(
+            session_id=message.session_id, message_id=message.message_id, recipients=recipients, message=message
+        )
+        await self._bus.outbox.add(tx, event)
+
+    # -- answers
+
+    async def store_answer(
+        self,
+        tx: AsyncConnection,
+        session: Session,
+        question: str,
+        text: str,
+        *,
+        kind: type[ChatMessage] | type[ChatAnswered],
+        attempt: int | None,
+        metadata: ChunkMetadata | None,
+        error: str | None,
+        correlation_id: str,
+    ) -> Message | None:
+        """One message, one row, with the word of it in the outbox; None: the question was settled by somebody else.
+
+        A whole answer takes the place of an incomplete one.
+        """
+        status = "broken" if error is not None else "complete"
+        settled = await store.settle_question(tx, question, status, attempt=attempt, also_broken=error is None)
+        row = await store.row_of(tx, question)
+        if not settled and row is not None:
+            return None
+        if error is None:
+            await store.drop_answer(tx, question)
+        given = metadata or ChunkMetadata()
+        message = await self._numbered(
+            tx,
+            Message(
+                message_id=uuid7(),
+                session_id=session.session_id,
+                number=0,
+                role="assistant",
+                text=text,
+                status="complete" if error is None else "incomplete",
+                created_at=self._clock.now(),
+                correlation_id=correlation_id[:64],
+                reply_to=question,
+                error=error,
+                attempt=attempt or (max(1, row.attempt) if row is not None else 1),
+            ),
+        )
+        added = await store.add_message(
+            tx,
+            message,
+            user_id=row.user_id if row is not None else session.owner_id,
+            status=message.status,
+            model=(given.model or "")[:100] or None,
+            tokens_used=given.tokens_used or 0,
+            finish_reason=given.finish_reason,
+        )
+        if not added:
+            return None
+        await self._announce(tx, kind, message, session.parties)
+        return message
+
+    async def finish(self, session: Session, question: str, text: str, ending: Ending) -> Message:
+        """The pod has all chunks, or has given them up: the message as it is stored, by us if by nobody else."""
+        async with self._database.begin() as tx:
+            message = await store.answer_to(tx, question)
+            if message is not None and (message.status == "complete" or ending.error is not None):
+                return message
+            stored = await self.store_answer(
+                tx,
+                session,
+                question,
+                text,
+                kind=ChatMessage,
+                attempt=None,
+                metadata=ending.metadata,
+                error=ending.error,
+                correlation_id=ending.correlation_id,
+            )
+            if stored is None:
+                stored = await store.answer_to(tx, question)
+        if stored is None:
+            raise Conflict("the question was answered and forgotten")
+        return stored
+
+    # -- reading again
+
+    async def history(
+        self, user_id: str, session_id: str, before: int | None, limit: int
+    ) -> tuple[Session, list[Message], list[Marks]]:
+        """The newest first. Raises Forbidden, NotFound."""
+        async with self._database.read() as tx:
+            session = await store.session(tx, session_id)
+            if session is None:
+                raise NotFound("there is no such session")
+            _allowed(session, user_id)
+            items = await store.before(tx, session_id, before, limit)
+            marks = await store.marks_of(tx, session_id)
+        if before is None and items:
+            await self.mark(user_id, session, delivered=items[0].number, read=0)
+        return session, items, marks
+
+    async def sessions(self, user_id: str) -> list[Session]:
+        """One's own, and those of one's rides, the newest first."""
+        async with self._database.read() as tx:
+            return await store.sessions_of(tx, user_id, 100)
+
+    async def mark(self, user_id: str, session: Session, *, delivered: int, read: int) -> Marks | None:
+        """A party of a ride has got messages up to a number, or read them; None: nothing new."""
+        if session.kind != "ride":
+            return None
+        async with self._database.begin() as tx:
+            found = await store.session(tx, session.session_id)
+            last = found.last_number if found is not None else 0
+            raised = await store.mark(
+                tx, session.session_id, user_id, delivered=min(delivered, last), read=min(read, last)
+            )
+            if raised is not None:
+                others = [party for party in session.parties if party != user_id]
+                await self._bus.outbox.add(
+                    tx, ChatMarked(session_id=session.session_id, marks=raised, recipients=others)
+                )
+        return raised
+
+    async def forget_old(self) -> None:
+        """Once an hour: what is older than the settings say."""
+        async with self._database.begin() as tx:
+            await store.forget_before(tx, self._clock.now() - timedelta(days=self._settings.keep_days))
+
+
+def _allowed(session: Session, user_id: str) -> Session:
+    if user_id not in session.parties:
+        raise Forbidden("this session is not yours")
+    return session
