@@ -9,6 +9,8 @@ RUNS = (
     ["benchmarks.matching", "--backend", "real"],
     ["benchmarks.rides"],
     ["benchmarks.rides", "--backend", "real"],
+    ["benchmarks.sockets"],
+    ["benchmarks.sockets", "--pods"],
     ["benchmarks.bus"],
 )
 

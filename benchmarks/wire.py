@@ -81,9 +81,22 @@ def client_frame(payload: bytes, *, opcode: int = 1) -> bytes:
     return head + b"\0\0\0\0" + payload
 
 
-async def open_socket(port: int, path: str, token: str, on_text: Callable[[RawSocket, bytes], None]) -> RawSocket:
+async def open_socket(
+    port: int,
+    path: str,
+    token: str,
+    on_text: Callable[[RawSocket, bytes], None],
+    *,
+    receive_buffer: int | None = None,
+) -> RawSocket:
+    """``receive_buffer``: bytes that the kernel takes for a client that does not read; None = as many as it likes."""
     loop = asyncio.get_running_loop()
-    _, protocol = await loop.create_connection(lambda: RawSocket(on_text), "127.0.0.1", port)
+    pipe = socket.socket()
+    pipe.setblocking(False)
+    if receive_buffer is not None:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    await loop.sock_connect(pipe, ("127.0.0.1", port))
+    _, protocol = await loop.create_connection(lambda: RawSocket(on_text), sock=pipe)
     key = base64.b64encode(os.urandom(16)).decode()
     protocol.send(
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -6,13 +6,14 @@ phone in a tunnel would stay for as long as the network keeps it. What is change
 
 import socket
 from asyncio.transports import BaseTransport
-from collections.abc import Coroutine, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.frames import Frame
+from websockets.protocol import State
 from websockets.typing import ExtensionParameter
 
 MISSED_PINGS = 2
@@ -25,8 +26,21 @@ NOT_SENT = 16 * 1024
 """Bytes that the kernel takes before it has sent them. Without a limit it takes megabytes, all of them older than
 what is shown next."""
 
+READ_AHEAD = 4
+"""Frames of a phone that may wait to be handled; then nothing more is read of it."""
 LINGER = 5.0
 """Seconds for a phone to take the close frame and what stands before it; then its socket is cut off."""
+
+
+class _Sent:
+    """What is awaited when there is nothing to wait for."""
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
+_SENT = _Sent()
+_HEADS = [bytes([0x81, size]) for size in range(126)]
 
 
 class _Deflate(PerMessageDeflate):
@@ -91,13 +105,31 @@ class PhoneProtocol(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         self._cut_off_later()
 
-    # -- the end
+    # -- frames
 
-    def send(self, message: Any) -> Coroutine[Any, Any, None]:
-        # Not a coroutine itself: one more around each frame would cost as much as all that is done here.
-        if message["type"] == "websocket.close" and self.handshake_complete:
+    def send_receive_event_to_app(self) -> None:
+        # As uvicorn does it, except that it stops reading when some frames wait and not at each of them: to stop and
+        # to start again are two calls into the kernel.
+        paused, self.read_paused = self.read_paused, True
+        super().send_receive_event_to_app()
+        self.read_paused = paused or self.queue.qsize() >= READ_AHEAD
+        if self.read_paused and not paused:
+            self.transport.pause_reading()
+
+    def send(self, message: Any) -> Any:
+        kind = message["type"]
+        if kind == "websocket.send" and self.writable.is_set() and self.conn.state is State.OPEN:
+            data = message["text"].encode()
+            if (size := len(data)) < COMPRESS_FROM:
+                # A small text frame is its length and itself (RFC 6455, 5.2): nothing to wait for, nothing to compress.
+                head = _HEADS[size] if size < 126 else b"\x81\x7e" + size.to_bytes(2, "big")
+                self.transport.write(head + data)
+                return _SENT
+        if kind == "websocket.close" and self.handshake_complete:
             return self._close(message)
         return super().send(message)
+
+    # -- the end
 
     async def _close(self, message: Any) -> None:
         # The phone is not waited for: the close frame stands behind what it has not read.

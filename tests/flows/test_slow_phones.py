@@ -243,6 +243,16 @@ async def test_large_frames_are_deflated_without_a_context_and_small_ones_are_no
         wire.writer.close()
 
 
+async def test_a_phone_that_says_much_at_once_is_heard_in_order(embedded: Embedded) -> None:
+    async with embedded.world() as world:
+        phone = await world.passenger()
+        for number in range(200):
+            await phone.tell("session.ack", {"seq": 0}, str(number))
+        await phone.expect("ack", id="199")
+        acked = [frame["data"]["id"] for frame in phone.frames if frame["event"] == "ack"]
+        assert acked == [str(number) for number in range(200)]
+
+
 async def test_a_phone_may_send_deflated_frames(embedded: Embedded) -> None:
     async with embedded.world() as world:
         phone = await Phone(world).login()
