@@ -24,7 +24,7 @@ from nebengjek.module import Module
 from nebengjek.streams import STREAMS
 from tests.conformance.harness import Harness, MemoryHarness, NatsHarness
 
-WAIT = 8.0
+WAIT = 30.0
 """Seconds after which what a test waits for is taken not to happen."""
 DELAYS = (0.05, 0.1)
 

@@ -21,6 +21,7 @@ from nebengjek.bus.specs import StreamSpec
 from nebengjek.module import Module, on, on_batch
 from tests.bus.stage import SPECS, Ear, News, Noted, Seen, Stage, Thing, within
 from tests.conformance.harness import NatsHarness
+from tests.lateness import at_most
 
 SOON = 2.0
 """Seconds after the server's return in which loops must have gone on."""
@@ -98,12 +99,11 @@ async def test_while_loops_wait_for_messages(stage: Stage, monkeypatch: pytest.M
         # Each loop learns of it and asks again, which waits until the server is back.
         assert asked.pulls - before <= 6
         await stage.harness.start()
-        returned = now()
-        await stage.harness.back(bus.broker)
-        heard = len(ear.heard)
-        await within(asyncio.gather(bus.publish(Noted()), bus.publish(Thing())))
-        await ear.hears(heard + 2)
-        assert now() - returned < SOON
+        async with at_most(SOON):
+            await stage.harness.back(bus.broker)
+            heard = len(ear.heard)
+            await within(asyncio.gather(bus.publish(Noted()), bus.publish(Thing())))
+            await ear.hears(heard + 2)
         await ready(bus)
     await seen.comes_to("acked", 4)
     assert ear.deliveries == [1, 1, 1, 1]
@@ -117,10 +117,9 @@ async def test_with_the_pauses_of_production_they_go_on_as_soon(nats_stage: Stag
     bus = await nats_stage.process(Module(name="m", hears=[on(Noted, ear)]))
     await nats_stage.harness.stop()
     await nats_stage.harness.start()
-    returned = now()
-    publishing = asyncio.create_task(bus.publish(Noted()))
-    await ear.hears(1)
-    assert now() - returned < SOON
+    async with at_most(SOON):
+        publishing = asyncio.create_task(bus.publish(Noted()))
+        await ear.hears(1)
     await publishing
 
 
@@ -245,7 +244,7 @@ async def test_a_consumer_that_cannot_be_made_again_is_tried_in_growing_pauses(
     while len(refused) < 3:
         await asyncio.sleep(0.05)
         refused = [entry for entry in logged if entry["event"] == "consumer.not_created"]
-        assert now() - started < 8
+        assert now() - started < 40
     # After 0, 0.25 and 0.75 s.
     assert now() - started >= 0.7
     assert asked.pulls - pulls <= 8
@@ -253,9 +252,8 @@ async def test_a_consumer_that_cannot_be_made_again_is_tried_in_growing_pauses(
     moving = {one.consumer: one.moving for one in (await bus.health()).consumers}
     assert moving == {"audit_noted_m": False, "thing_happened_m": True}
     await bus.broker.delete_stream("THEIRS")
-    mended = now()
-    await ready(bus)
-    assert now() - mended < SOON
+    async with at_most(SOON):
+        await ready(bus)
     await bus.publish(Noted(n=7))
     await ear.until(lambda: [event.n for event in ear.heard] == [7])
 
@@ -391,9 +389,8 @@ async def test_loops_end_at_once_after_many_empty_pulls(stage: Stage, monkeypatc
     asked = Asked(bus.broker, monkeypatch)
     await within(bus.start())
     await asked.until(lambda: asked.pulls >= 30)
-    before = now()
-    report = await stage.end(bus)
-    assert now() - before < 1.0
+    async with at_most(1.0):
+        report = await stage.end(bus)
     assert (report.finished, report.abandoned) == (0, 0)
 
 

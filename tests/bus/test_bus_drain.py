@@ -7,6 +7,7 @@ from nebengjek.bus.handling import Context
 from nebengjek.bus.interface import ConnectionStatus
 from nebengjek.module import Module, on, on_batch
 from tests.bus.stage import Ear, Noted, Seen, Stage, Thing
+from tests.lateness import at_most
 
 
 async def test_handlers_that_run_come_to_their_end_and_nothing_new_begins(stage: Stage) -> None:
@@ -50,8 +51,9 @@ async def test_a_stuck_handler_is_abandoned_and_its_message_comes_again(stage: S
     await bus.publish(Thing(n=4))
     await ear.hears(1)
     before = asyncio.get_running_loop().time()
-    report = await stage.end(bus, 0.2)
-    assert 0.2 <= asyncio.get_running_loop().time() - before < 1.5
+    async with at_most(1.5):
+        report = await stage.end(bus, 0.2)
+    assert asyncio.get_running_loop().time() - before >= 0.2
     assert (report.finished, report.abandoned) == (0, 1)
     assert cut_off == [4]
     again = Ear()
@@ -81,9 +83,8 @@ async def test_a_batch_that_is_stuck_comes_again_too(stage: Stage) -> None:
 async def test_idle_loops_end_at_once(stage: Stage) -> None:
     modules = [Module(name=f"m{n}", hears=[on(Thing, Ear()), on(Noted, Ear())]) for n in range(5)]
     bus = await stage.process(*modules)
-    before = asyncio.get_running_loop().time()
-    report = await stage.end(bus)
-    assert asyncio.get_running_loop().time() - before < 1.0
+    async with at_most(1.0):
+        report = await stage.end(bus)
     assert (report.finished, report.abandoned, report.unpublished) == (0, 0, 0)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
@@ -132,6 +132,7 @@ class NatsHarness(Harness):
     """
 
     reconnect_wait = 0.05
+    ping_interval = 5.0
 
     def __init__(self, server: NatsServer) -> None:
         super().__init__()
@@ -160,16 +161,29 @@ class NatsHarness(Harness):
 
     def _make(self) -> Broker:
         url = self.account.replace(str(self._server.port), str(self._relay.port))
-        return JetStreamBroker(url, name="conformance", reconnect_wait=self.reconnect_wait, connect_timeout=1.0)
+        return JetStreamBroker(
+            url,
+            name="conformance",
+            reconnect_wait=self.reconnect_wait,
+            ping_interval=self.ping_interval,
+            connect_timeout=1.0,
+        )
 
     async def advance(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def stop(self) -> None:
+        await self._end(self._server.stop)
+
+    async def kill(self) -> None:
+        """The server's process ends in the middle of whatever it does: kill -9."""
+        await self._end(self._server.kill)
+
+    async def _end(self, end: Callable[[], None]) -> None:
         down = [self._down(broker) for broker in self._brokers if broker.status is ConnectionStatus.UP]
         self._stopped = True
         self._relay.refuse()
-        await asyncio.to_thread(self._server.stop)
+        await asyncio.to_thread(end)
         for event in down:
             await asyncio.wait_for(event.wait(), 5)
         await self._relay.close()
@@ -183,6 +197,10 @@ class NatsHarness(Harness):
         down = self._down(broker)
         self._relay.cut()
         await asyncio.wait_for(down.wait(), 5)
+
+    def fall_silent(self) -> None:
+        """The connections of now stay open, and nothing passes on them any more; later ones work."""
+        self._relay.fall_silent()
 
     def _down(self, broker: Broker) -> asyncio.Event:
         down = asyncio.Event()
@@ -199,6 +217,7 @@ class Relay:
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silent: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -220,9 +239,15 @@ class Relay:
     async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await source.read(65536):
+                if asyncio.current_task() in self._silent:
+                    return
                 target.write(data)
                 await target.drain()
         target.close()
+
+    def fall_silent(self) -> None:
+        """What is open stays open; nobody reads from it, nothing is written to it."""
+        self._silent |= self._tasks
 
     def cut(self) -> None:
         for writer in self._writers:

@@ -31,9 +31,10 @@ class JetStreamBroker(JetStreamApi):
     ``url``: one or several servers. ``user`` with ``password``, ``token`` or ``credentials`` (a file with a user's
     JWT and seed, or with an NKey's seed alone) say who we are. ``tls``, or a ``tls://`` address: nothing is said in
     the clear. ``reconnect_wait``: seconds between two tries at most, by chance as little as half of it, so that many
-    pods do not come back at one moment. ``inbox_prefix``: where answers come; below the user's name unless it is set.
-    ``domain``: the JetStream domain. ``connect_timeout``: how long ``connect`` waits before it goes on in the
-    background. While the connection is away, settling is kept and sent when it returns.
+    pods do not come back at one moment. ``ping_interval``: a connection on which two pings in a row, so many seconds
+    apart, were not answered is dead, and made again. ``inbox_prefix``: where answers come; below the user's name unless
+    it is set. ``domain``: the JetStream domain. ``connect_timeout``: how long ``connect`` waits before it goes on in
+    the background. While the connection is away, settling is kept and sent when it returns.
     """
 
     durable: ClassVar[bool] = True
@@ -53,6 +54,7 @@ class JetStreamBroker(JetStreamApi):
         inbox_prefix: str | None = None,
         connect_timeout: float = 5.0,
         reconnect_wait: float = 2.0,
+        ping_interval: float = 5.0,
         request_timeout: float = 5.0,
     ) -> None:
         who = access(
@@ -71,6 +73,7 @@ class JetStreamBroker(JetStreamApi):
             inbox_prefix=inbox_prefix,
             connect_timeout=connect_timeout,
             reconnect_wait=reconnect_wait,
+            ping_interval=ping_interval,
             request_timeout=request_timeout,
         )
         self._publisher = Publisher(self)

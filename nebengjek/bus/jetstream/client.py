@@ -1,6 +1,7 @@
 """nats-py's client, with what it gets wrong put right: a connection that is up is read from, whatever comes in."""
 
 import asyncio
+import time
 from typing import Any
 
 import structlog
@@ -39,12 +40,38 @@ class ReadingClient(Client):
     def __init__(self, *, tls_only: bool) -> None:
         super().__init__()
         self._tls_only = tls_only
+        self.broken_by: Exception | None = None
+        """Why the last connection is no more, as far as we know; nats-py forgets it."""
 
     def _connect_command(self) -> bytes:
         if self._tls_only and not self._server_info.get("tls_required") and not self._is_web_socket():
             raise nats_errors.Error("the server offers no TLS")
         command: bytes = super()._connect_command()
         return command
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.broken_by = e
+        await super()._process_op_err(e)
+
+    def hold_off(self) -> None:
+        """Pause before the next try, once: nats-py does so where the last one was not long ago."""
+        for server in self._server_pool:
+            server.last_attempt = time.monotonic()
+
+    def abort(self) -> None:
+        """Let go of the connection, with all that was written and not sent."""
+        for name in ("_io_writer", "_bare_io_writer"):
+            writer: asyncio.StreamWriter | None = getattr(self._transport, name, None)
+            if writer is not None:
+                writer.transport.abort()
+
+    async def _attempt_reconnect(self) -> None:
+        self.abort()
+        await super()._attempt_reconnect()
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self.abort()
+        await super()._connect_to_server(s)
 
     async def flush(self, timeout: int = 10) -> None:
         # nats-py writes the ping at once and what was sent before it later: only a second ping comes behind it. When a

@@ -25,20 +25,23 @@ log = structlog.stdlib.get_logger("nebengjek.bus")
 class NatsConnection(Broker):
     """The part of the broker that connects, and says once what is wrong."""
 
-    def __init__(self, access: Access, *, name: str, connect_timeout: float, reconnect_wait: float) -> None:
+    def __init__(
+        self, access: Access, *, name: str, connect_timeout: float, reconnect_wait: float, ping_interval: float
+    ) -> None:
         self._servers = access.servers
         self._options: dict[str, Any] = {
             **access.options,
             "name": name,
             "connect_timeout": connect_timeout,
             "max_reconnect_attempts": -1,
-            "ping_interval": 20,
+            "ping_interval": ping_interval,
+            "max_outstanding_pings": 2,
         }
         self._tls_only = access.tls_only
         self._connect_timeout = connect_timeout
         self._reconnect_wait = reconnect_wait
         self._status = ConnectionStatus.CONNECTING
-        self._client: Client | None = None
+        self._client: ReadingClient | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
@@ -124,10 +127,9 @@ class NatsConnection(Broker):
         self._lost()
         now = asyncio.get_running_loop().time()
         soon, self._broke = now - self._broke < self._reconnect_wait, now
-        if soon and self._client is not None and self._client.is_reconnecting:
-            # It broke as soon as it stood, as it does when the server does not like our certificate: nats-py would
-            # try again without a pause.
-            await asyncio.sleep(self._pause())
+        if soon and self._client is not None:
+            # It broke as soon as it stood, as it does when the server does not like our certificate.
+            self._client.hold_off()
 
     def _lost(self) -> None:
         if self._status is ConnectionStatus.UP:
@@ -175,13 +177,15 @@ class NatsConnection(Broker):
             self._complaints.clear()
             self._error = None
             self._times_up += 1
+            if self._client is not None:
+                self._client.broken_by = None
             self._up.set()
             again = {"away": round(lasted, 3)} if before is ConnectionStatus.DOWN else {}
             log.info("nats.connected", where=self.where, times=self._times_up, **again)
         else:
             self._up.clear()
             if status is ConnectionStatus.DOWN:
-                said = self._client.last_error if self._client is not None else None
+                said = self._client.broken_by or self._client.last_error if self._client is not None else None
                 self._error = f"{type(said).__name__}: {said}" if said is not None else "the connection broke"
                 log.warning("nats.disconnected", where=self.where, lasted=round(lasted, 3), error=self._error)
         for listener in self._status_listeners:
@@ -196,6 +200,7 @@ class NatsConnection(Broker):
                 await client.flush(timeout=CLOSE_PATIENCE)  # type: ignore[arg-type] # annotated int, any number works
             except nats_errors.Error:
                 log.debug("nats.not_flushed")
+                client.abort()
         self._become(ConnectionStatus.CLOSED)
         if self._keeper is not None:
             await cancelled(self._keeper)

@@ -77,9 +77,16 @@ class NatsCore(NatsConnection, Link, Line):
         inbox_prefix: str | None,
         connect_timeout: float,
         reconnect_wait: float,
+        ping_interval: float,
         request_timeout: float,
     ) -> None:
-        super().__init__(access, name=name, connect_timeout=connect_timeout, reconnect_wait=reconnect_wait)
+        super().__init__(
+            access,
+            name=name,
+            connect_timeout=connect_timeout,
+            reconnect_wait=reconnect_wait,
+            ping_interval=ping_interval,
+        )
         self._user = access.user
         self._api = access.api
         self._request_timeout = request_timeout
