@@ -400,7 +400,6 @@ class App:
         await self._reach_fast_state()
         if self.broker.durable:
             await self.broker.connect()
-            await self.pods.refuse_second()
         for module in self.running:
             if module.start is not None:
                 await module.start()

@@ -119,7 +119,6 @@ def run(host: str | None, port: int | None, modules: str | None, workers: int) -
     settings = structs.replace(settings, web=web)
     chosen = _chosen_modules(modules, settings.plugins)
     if workers > 1:
-        _need_one_for_phones(chosen, workers)
         _need_servers(settings, f"--workers {workers}")
     if chosen is not None:
         _need_servers(settings, f"--modules {','.join(chosen) or OPERATOR}")
@@ -162,16 +161,6 @@ def _chosen_modules(text: str | None, plugins: Sequence[str]) -> list[str] | Non
     if unknown or not chosen:
         raise click.BadParameter(f"{', '.join(unknown) or 'none'}: expected some of {', '.join(known)}")
     return chosen
-
-
-def _need_one_for_phones(chosen: Sequence[str] | None, workers: int) -> None:
-    """Raises Misconfigured: what one worker hears for a phone would never reach a phone at another."""
-    if chosen is None or "users" in chosen:
-        others = ",".join(name for name in MODULES if name != "users")
-        raise Misconfigured(
-            f"--workers {workers} would run the module users {workers} times, but phones are served by one process "
-            f"in this version: run one with --modules users, and beside it --modules {others} --workers {workers}"
-        )
 
 
 def _need_servers(settings: Settings, what: str) -> None:

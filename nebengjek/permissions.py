@@ -18,12 +18,13 @@ from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import rpc_subject, type_of
 from nebengjek.contracts.pods import BROADCASTS, HEARTBEAT
 from nebengjek.module import Module
-from nebengjek.pods import PHONES
 from nebengjek.streams import STREAMS, stream_of
 
 EVERYTHING = "nebengjek"
 """The user of pods that run several modules: what each of them may, and what operators may."""
 OPERATOR = "operator"
+PHONES = "users"
+"""The module whose pods hold sockets."""
 POSTS = ("pod.*.deliver", BROADCASTS)
 """Where pods hear what is for their phones."""
 
@@ -104,8 +105,6 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
     publish += [rpc_subject(query) for query in module.asks]
     publish += [_any(telling.subject) for telling in module.tells]
     if module.name == PHONES:
-        # Before its start it asks whether another pod serves the phones.
-        publish.append(f"pod.{PHONES}.health")
         # What one pod hears for a phone of another.
         publish += POSTS
     subscribe = [f"_INBOX.{_word(module.name)}.>", WAKE, HEARTBEAT, "pod.*.health"]

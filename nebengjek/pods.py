@@ -4,16 +4,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from nebengjek.bus.interface import ConnectionStatus
 from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.pods import HEARTBEAT, PodHeartbeat, health_subject
-from nebengjek.errors import Misconfigured, Unavailable
+from nebengjek.errors import Unavailable
 from nebengjek.usage import Usage
 
-PHONES = "users"
-"""The module that one pod runs and no other: mailboxes and presence of phones live in its process."""
 FORGOTTEN_AFTER = 10.0
 
 
@@ -44,33 +41,13 @@ class Pods:
         try:
             if not self._listening:
                 await self._bus.broker.subscribe(HEARTBEAT, self._hear)
-                for name in (self._bus.pod_id, *([PHONES] if PHONES in self._modules else [])):
-                    await self._bus.broker.subscribe(health_subject(name), self._asked)
+                await self._bus.broker.subscribe(health_subject(self._bus.pod_id), self._asked)
                 self._listening = True
             self._usage.count()
             await self._bus.broker.core_publish(HEARTBEAT, msgspec.json.encode(self.own()))
         except Unavailable:
             # Nobody hears it, so nobody misses it: the connection's state is in health.
             return
-
-    async def refuse_second(self) -> None:
-        """Before the start: does another pod serve the phones? Raises Misconfigured, which names it.
-
-        Who cannot ask, because the bus is away, or starts in the same moment learns it later: see ``conflict``.
-        """
-        broker = self._bus.broker
-        if PHONES not in self._modules or broker.status is not ConnectionStatus.UP:
-            return
-        try:
-            reply = await broker.request(health_subject(PHONES), b"", timeout=1.0)
-        except Unavailable:
-            return
-        other = msgspec.json.decode(reply.data, type=PodHeartbeat)
-        if PHONES in other.modules:
-            raise Misconfigured(
-                f"{other.pod_id} runs the module {PHONES} already, and phones are served by one process in this "
-                "version: end that one, or run the other modules here with --modules"
-            )
 
     def own(self) -> PodHeartbeat:
         """This pod, now; its CPU between the last two beats."""
@@ -104,7 +81,4 @@ class Pods:
         others = self.known()[1:]
         if others and self._embedded:
             return f"{', '.join(self._embedded)} is embedded in this process, but {others[0].pod_id} runs too"
-        twins = [beat.pod_id for beat in others if PHONES in beat.modules]
-        if twins and PHONES in self._modules:
-            return f"{twins[0]} runs the module {PHONES} too: a phone misses what the other pod hears for it"
         return None

@@ -110,7 +110,12 @@ def test_a_wrong_setting_refuses_every_command_that_needs_them(words: tuple[str,
 
 @pytest.mark.parametrize(
     "words",
-    [("--workers", "2", "--modules", "match,rides"), ("--modules", "users,location"), ("--modules", "operator")],
+    [
+        ("--workers", "2"),
+        ("--workers", "2", "--modules", "match,rides"),
+        ("--modules", "users,location"),
+        ("--modules", "operator"),
+    ],
 )
 def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, ...]) -> None:
     result = invoke("run", *words)
@@ -122,17 +127,6 @@ def test_several_processes_over_embedded_parts_are_refused(words: tuple[str, ...
     assert "the database (SQLite) would be embedded" in part.output
     off = invoke("run", *words, env={"NATS_URL": "nats://127.0.0.1", "JETSTREAM_ENABLED": "false"})
     assert "the bus" in off.output
-
-
-@pytest.mark.parametrize("more", [(), ("--modules", "rides,users")])
-def test_workers_that_would_all_serve_phones_are_refused(more: tuple[str, ...]) -> None:
-    everywhere = {"NATS_URL": "nats://127.0.0.1", "REDIS_URL": "redis://127.0.0.1", "DATABASE_URL": "postgresql://h/d"}
-    for env in ({}, everywhere):
-        result = invoke("run", "--workers", "3", *more, env=env)
-        assert result.exit_code == 2
-        assert "phones are served by one process" in result.output
-        # What to do instead can be pasted.
-        assert "--modules location,match,rides --workers 3" in result.output
 
 
 AWAY = {"DATABASE_URL": "postgresql://app:hunter2@127.0.0.1:9/x", "REDIS_URL": "redis://:hunter2@127.0.0.1:9/0"}
@@ -489,7 +483,7 @@ async def bury(app: App) -> None:
 
 @pytest.mark.real
 def test_several_processes_on_real_servers(tmp_path: Path) -> None:
-    """One serves the phones and refuses a second one; the other modules run in workers behind one port."""
+    """One runs the module users alone, and the others run in workers behind one port; or all run in each worker."""
     with nats_server() as nats, valkey_server() as redis, postgres_server() as postgres:
         database = postgres.new_database()
         env = {"NATS_URL": nats.url, "REDIS_URL": redis, "DATABASE_URL": database}
@@ -509,15 +503,15 @@ def test_several_processes_on_real_servers(tmp_path: Path) -> None:
             assert len(first & second) == 1
             assert httpx.get(f"{server.url}/health/live", timeout=30).status_code == 200
 
-            refused = start(tmp_path, **env)
-            assert refused.returncode == 2
-            assert "Error: phones runs the module users already" in refused.stderr
+            with running(tmp_path, "--workers", "2", NATS_CLIENT_ID="all", log="all.jsonl", **env) as all_of_it:
+                ready = httpx.get(f"{all_of_it.url}/health/ready", timeout=30)
+                assert (ready.status_code, ready.json()["pod_id"] in ("all-1", "all-2")) == (200, True)
+                assert all_of_it.end() == 0
             assert httpx.get(f"{phones.url}/health/ready").status_code == 200
             wrong = start(tmp_path, *others, **env | {"DATABASE_URL": database + "_not"})
             assert wrong.returncode == 2
             assert f'cannot be used: database "{database.rpartition("/")[2]}_not" does not exist' in wrong.stderr
-            for done in (refused, wrong):
-                assert "Traceback" not in done.stderr
+            assert "Traceback" not in wrong.stderr
 
             assert server.end() == 0
             assert phones.end() == 0

@@ -125,7 +125,7 @@ def modules_of(pod: str) -> list[str]:
     return command[2].split(",") if command[1:2] == ["--modules"] else list(MODULES)
 
 
-def test_every_module_runs_and_phones_are_served_by_one_pod() -> None:
+def test_every_module_runs_and_modules_are_spread() -> None:
     assert {module for pod in PODS for module in modules_of(pod)} == set(MODULES)
     assert [pod for pod in PODS if "users" in modules_of(pod)] == ["pod-1"]
 

@@ -1,20 +1,20 @@
-"""Pods that hear each other: who serves the phones does so alone, and who shares what is embedded is not ready."""
+"""Pods that hear each other: each knows the others, and who shares what is embedded is not ready."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
+import msgspec
 
 from nebengjek import schema
 from nebengjek.bus.memory.broker import MemoryBroker
 from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import ManualClock
+from nebengjek.contracts.pods import PodHeartbeat, health_subject
 from nebengjek.database import Database
-from nebengjek.errors import Misconfigured
 from nebengjek.pods import Pods
 from nebengjek.streams import streams
 
@@ -31,17 +31,22 @@ class Street:
         self._folder = folder
 
     @asynccontextmanager
+    async def broker(self) -> AsyncIterator[MemoryBroker]:
+        broker = MemoryBroker(self.server)
+        await broker.connect()
+        try:
+            yield broker
+        finally:
+            await broker.close()
+
+    @asynccontextmanager
     async def pod(self, pod_id: str, modules: list[str], *, embedded: list[str] | None = None) -> AsyncIterator[Pods]:
         database = Database(f"sqlite:///{self._folder / pod_id}.sqlite3")
         await schema.upgrade(database)
-        broker = MemoryBroker(self.server)
-        bus = MessageBus(broker, streams(), database.begin, pod_id=pod_id, clock=self.clock)
-        await broker.connect()
-        try:
+        async with self.broker() as broker:
+            bus = MessageBus(broker, streams(), database.begin, pod_id=pod_id, clock=self.clock)
             yield Pods(bus, self.clock, modules=modules, embedded=embedded or [])
-        finally:
-            await broker.close()
-            await database.close()
+        await database.close()
 
 
 async def all_heard(*pods: Pods) -> None:
@@ -54,42 +59,37 @@ async def all_heard(*pods: Pods) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_second_pod_for_phones_is_refused_and_told_which_is_the_first(tmp_path: Path) -> None:
+async def test_pods_know_each_other_until_ten_seconds_after_the_last_word(tmp_path: Path) -> None:
     street = Street(tmp_path)
-    async with street.pod("one", EVERYTHING) as one, street.pod("two", ["users"]) as two:
-        await one.refuse_second()
+    async with street.pod("one", EVERYTHING) as one, street.pod("two", EVERYTHING) as two:
+        two.sockets = 7
+        await all_heard(one, two)
+        assert [(pod.pod_id, pod.active_connections) for pod in one.known()] == [("one", 0), ("two", 7)]
+        assert (one.conflict(), two.conflict()) == (None, None)
+        street.clock.advance(10.1)
+        assert [pod.pod_id for pod in one.known()] == ["one"]
+        await all_heard(one, two)
+        assert [pod.pod_id for pod in one.known()] == ["one", "two"]
+
+
+async def test_a_pod_says_how_it_is_when_it_is_asked(tmp_path: Path) -> None:
+    street = Street(tmp_path)
+    async with street.pod("one", EVERYTHING) as one, street.broker() as asker:
+        one.sockets = 3
         await one.beat()
-        with pytest.raises(Misconfigured, match="one runs the module users already"):
-            await two.refuse_second()
-        async with street.pod("three", OTHERS) as three:
-            await three.refuse_second()
-            await all_heard(one, three)
-            assert (one.conflict(), three.conflict()) == (None, None)
+        reply = await asker.request(health_subject("one"), b"", timeout=5)
+        said = msgspec.json.decode(reply.data, type=PodHeartbeat)
+        assert (said.pod_id, said.active_connections, said.modules) == ("one", 3, EVERYTHING)
+        assert said.memory_usage_mb > 1
 
 
-async def test_who_comes_after_the_first_has_ended_is_welcome(tmp_path: Path) -> None:
+async def test_a_pod_that_begins_with_the_bus_away_is_heard_when_it_is_back(tmp_path: Path) -> None:
     street = Street(tmp_path)
-    async with street.pod("two", EVERYTHING) as two:
-        async with street.pod("one", EVERYTHING) as one:
-            await one.beat()
-        await two.refuse_second()
-
-
-async def test_who_could_not_ask_is_not_ready_while_both_are_there(tmp_path: Path) -> None:
-    street = Street(tmp_path)
-    async with AsyncExitStack() as stack:
-        one, two = [await stack.enter_async_context(street.pod(name, EVERYTHING)) for name in ("one", "two")]
+    async with street.pod("one", EVERYTHING) as one, street.pod("two", EVERYTHING) as two:
         street.server.stop()
-        await two.refuse_second()
+        await one.beat()
         street.server.start()
         await all_heard(one, two)
-        assert one.conflict() == "two runs the module users too: a phone misses what the other pod hears for it"
-        assert "one runs the module users too" in str(two.conflict())
-        # Ten seconds later the other one is forgotten, unless it is heard.
-        street.clock.advance(10.1)
-        assert one.conflict() is None
-        await all_heard(one, two)
-        assert one.conflict() is not None
 
 
 async def test_what_is_embedded_is_not_shared(tmp_path: Path) -> None:
