@@ -309,22 +309,21 @@ class Delivery:
     def show(self, user_id: str, event: str, data: Any, *, about: str = "") -> None:
         """A frame that may be missed: of one event ``about`` one thing only the newest waits for a slow phone."""
         connections = self._by_user.get(user_id)
-        relay = None if self.presence.alone else self._relay
-        if not connections and relay is None:
+        if not connections and self._relay is None:
             return
         frame, kind = encode_frame(event, data), event + about
         if connections:
             for connection in connections.values():
                 connection.show(kind, frame)
-        if relay is not None:
-            relay.show(user_id, kind, frame)
+        if self._relay is not None:
+            self._relay.show(user_id, kind, frame)
 
     def answer(self, user_id: str, connection_id: str, frame: bytes) -> None:
         """The answer to a frame, to the connection that sent it, if it is still there."""
         connection = self._by_user.get(user_id, {}).get(connection_id)
         if connection is not None:
             connection.answer(frame)
-        elif self._relay is not None and not self.presence.alone:
+        elif self._relay is not None:
             self._relay.answer(user_id, connection_id, frame)
 
     def close_session(self, user_id: str, session_id: str) -> None:

@@ -9,9 +9,6 @@ from nebengjek.clock import Clock
 class Presence(ABC):
     """As one pod sees it. Asking raises Unavailable("redis") where there is a server to miss; telling never does."""
 
-    alone: bool = True
-    """No other pod held connections when this one said last that it is there."""
-
     @abstractmethod
     async def attach(self, user_id: str, connection_id: str) -> None:
         """A connection began on this pod."""

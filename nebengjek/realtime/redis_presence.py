@@ -56,18 +56,16 @@ return 1
 """
 
 # KEYS: the lease, the holders. ARGV: the holder, the lease's milliseconds, what the name of a lease begins with.
-# Answers whether the lease had gone on, then the other holders that are there, then those that are not.
+# Answers whether the lease had gone on, then the other holders whose lease has ended.
 _BEAT = """
 local kept = redis.call('EXISTS', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[1])
-local there, dead = {}, {}
+local dead = {}
 for _, holder in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  if holder ~= ARGV[1] then
-    table.insert(redis.call('EXISTS', ARGV[3] .. holder) == 1 and there or dead, holder)
-  end
+  if holder ~= ARGV[1] and redis.call('EXISTS', ARGV[3] .. holder) == 0 then table.insert(dead, holder) end
 end
-return {kept, there, dead}
+return {kept, dead}
 """
 
 # KEYS: users. ARGV: what the name of a lease begins with. Answers for each user the holders that are there.
@@ -153,8 +151,7 @@ class RedisPresence(Presence):
         try:
             keys = [f"{self._lease}{self._holder}", f"{self._kind}-pods"]
             lease = round(LEASE_SECONDS * 1000)
-            kept, there, dead = await self._beat(keys, self._holder, lease, PREFIX + self._lease)
-            self.alone = not there
+            kept, dead = await self._beat(keys, self._holder, lease, PREFIX + self._lease)
             if not kept or not self._told:
                 await self._say_all()
             if self._untold:

@@ -120,7 +120,6 @@ async def street(url: str) -> AsyncIterator[Street]:
 async def two_pods(url: str, payloads: Payloads | None = None) -> AsyncIterator[tuple[Pod, Pod, Street]]:
     async with street(url) as made:
         one, two = await made.pod("one", payloads), await made.pod("two", payloads)
-        await one.delivery.beat()  # and knows the second one
         yield one, two, made
 
 
