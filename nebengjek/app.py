@@ -116,6 +116,7 @@ class App:
             observer=self.metrics,
             spans=self._spans,
             audit=settings.log.audit,
+            ack_wait=settings.nats.ack_wait,
             lag_alarm=settings.nats.lag_alarm,
             payloads=payloads,
         )
@@ -351,7 +352,7 @@ class App:
         guard = admin_guard(self.settings.admin.api_key)
         return [
             metrics_route(self.metrics),
-            asyncapi_route(lambda: document(self.modules)),
+            asyncapi_route(lambda: document(self.modules, ack_wait=self.settings.nats.ack_wait)),
             admin_routes(self.bus, self.pods.known, guard),
         ]
 

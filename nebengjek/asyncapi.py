@@ -93,7 +93,7 @@ _HEADERS = {
 }
 
 
-def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS) -> Document:
+def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS, *, ack_wait: float = 30.0) -> Document:
     """The document of these modules; the contracts' events and queries are in it whether somebody hears them or not."""
     streams = [*streams, *(spec for module in modules for spec in module.streams)]
     heard = {hearing.event for module in modules for hearing in module.hears}
@@ -116,7 +116,7 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS)
     for query in queries:
         _add_query(query, schemas, channels, messages)
     _add_phone(schemas, channels, messages, operations, told)
-    _add_modules(modules, operations)
+    _add_modules(modules, operations, ack_wait)
     _add_pods(schemas, channels, messages, operations)
     _add_core(core, schemas, channels, messages, operations)
     return {
@@ -281,7 +281,7 @@ def _add_query(query: type[Query[Any]], schemas: _Schemas, channels: Document, m
     }
 
 
-def _add_modules(modules: Sequence[Module], operations: Document) -> None:
+def _add_modules(modules: Sequence[Module], operations: Document, ack_wait: float) -> None:
     for module in modules:
         for hearing in module.hears:
             name = type_of(hearing.event)
@@ -290,7 +290,7 @@ def _add_modules(modules: Sequence[Module], operations: Document) -> None:
                 "tags": [{"name": module.name}],
                 "x-durable": hearing.consumer(module.name),
                 "x-max-deliver": hearing.max_deliver,
-                "x-ack-wait": hearing.ack_wait,
+                "x-ack-wait": ack_wait if hearing.ack_wait is None else hearing.ack_wait,
             }
         for watching in module.watches:
             name = type_of(watching.event)

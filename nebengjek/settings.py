@@ -121,6 +121,8 @@ class Nats(Section, frozen=True, kw_only=True):
     allow_plain: bool = False
     connect_timeout: Seconds = 5
     drain_timeout: Seconds = 30
+    ack_wait: Seconds = 30
+    """Until what a pod had in hand when it died comes to another one."""
     lag_alarm: Annotated[int, Meta(ge=0, le=2**53)] = 10_000
     """Messages that a consumer has not been delivered yet, above which health says so; 0 = never."""
     cluster_id: str | None = None

@@ -69,8 +69,9 @@ class Hearing:
     """A durable consumer and its handler; see ``nebengjek.module.on`` and ``on_batch``.
 
     ``batch``: 0 = one event a call, else up to so many, and ``linger`` seconds between two batches. ``ordered_by``:
-    a field of the event; events with the same value are handled one after the other within this pod. ``timeout``:
-    seconds a handler may take. ``durable``: the consumer's name where somebody else's document gives it one.
+    a field of the event; events with the same value are handled one after the other within this pod. ``ack_wait``:
+    None = the bus's. ``timeout``: seconds a handler may take. ``durable``: the consumer's name where somebody else's
+    document gives it one.
     """
 
     event: type[Event]
@@ -79,7 +80,7 @@ class Hearing:
     linger: float = 0.002
     concurrency: int = 16
     ordered_by: str | None = None
-    ack_wait: float = 30.0
+    ack_wait: float | None = None
     max_deliver: int = 5
     max_ack_pending: int = 1000
     timeout: float = 120.0

@@ -64,8 +64,9 @@ class DrainReport(Struct, frozen=True, kw_only=True):
 class MessageBus:
     """Hand it the broker and the streams, ``wire`` the modules, then ``start``.
 
-    ``begin``: opens a write transaction (for the outbox and the embedded dead letters). ``lag_alarm``: messages not
-    delivered yet above which health calls a consumer lagging, 0 = never.
+    ``begin``: opens a write transaction (for the outbox and the embedded dead letters). ``ack_wait``: seconds until
+    what was delivered and not settled is delivered again. ``lag_alarm``: messages not delivered yet above which health
+    calls a consumer lagging, 0 = never.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class MessageBus:
         spans: Spans | None = None,
         retry_delays: Sequence[float] = RETRY_DELAYS,
         window: int = 1024,
+        ack_wait: float = 30.0,
         lag_alarm: int = 0,
         audit: bool = False,
         payloads: Payloads | None = None,
@@ -92,6 +94,7 @@ class MessageBus:
         payloads = payloads or Payloads()
         self._codec = Codec(pod_id, clock, payloads)
         self._retry_delays = retry_delays
+        self._ack_wait = ack_wait
         self._lag_alarm = lag_alarm
         self._audit = audit
         self._established = asyncio.Event()
@@ -158,7 +161,7 @@ class MessageBus:
                 filters=(f"{type_of(hearing.event)}.*",),
                 # All of a limits stream would replay days of an audit trail to phones and locks.
                 deliver=Deliver.NEW if stream.retention is Retention.LIMITS else Deliver.ALL,
-                ack_wait=hearing.ack_wait,
+                ack_wait=self._ack_wait if hearing.ack_wait is None else hearing.ack_wait,
                 max_deliver=hearing.max_deliver,
                 max_ack_pending=hearing.max_ack_pending,
             )

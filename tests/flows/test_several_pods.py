@@ -1,0 +1,72 @@
+"""Three real processes that all serve phones, on real servers: rides across them, and phones that hop between them.
+
+``TEST_PODS`` says how many times as much (1): pairs, rounds of kills.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.flows.conftest import Real
+from tests.flows.fleet import Fleet, Pair, fleet
+from tests.flows.truth import check_books, check_frames, check_locks
+
+pytestmark = pytest.mark.real
+
+TIMES = int(os.environ.get("TEST_PODS", "1"))
+
+
+@pytest.fixture(scope="module")
+def pods(runner: asyncio.Runner, real_servers: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Three pods that run everything."""
+    started = fleet(real_servers, tmp_path_factory.mktemp("pods"))
+    yield runner.run(started.__aenter__())
+    runner.run(started.__aexit__(None, None, None))
+
+
+async def check(pods: Fleet, pairs: list[Pair]) -> None:
+    """Every ride is paid and booked, nobody is bound, and the phones have heard each durable frame once, in order."""
+    tally = await pods.tally(pairs)
+    assert (tally.lost, tally.doubled, tally.reordered) == (0, 0, 0), tally
+    for pair in pairs:
+        for phone in pair.both:
+            check_frames(phone.durable)
+            for ride_id in pair.rides:
+                for event in ("ride.pickup", "ride.started", "ride.arrived", "ride.completed"):
+                    assert phone.count(event, ride_id=ride_id) == 1
+        for ride_id in pair.rides:
+            ride = await pair.passenger.ask("GET", f"/rides/{ride_id}")
+            assert (ride["status"], ride["payment"]["status"]) == ("COMPLETED", "ACCEPTED")
+        await pair.go_home()
+    await check_books(pods.database)
+    await check_locks(pods.database)
+
+
+async def test_a_whole_ride_with_driver_and_passenger_on_different_pods(pods: Fleet) -> None:
+    pairs = await pods.people(2)
+    for pair in pairs:
+        await pair.passenger.lives_on(pods.pods[1])
+        await pair.driver.lives_on(pods.pods[0])
+        await pair.ride(points=30)
+        await pair.passenger.expect("ride.progress", ride_id=pair.ride_id, sequence=1)
+        # Conflated frames come across too: the points of each were shown to the other.
+        await pair.passenger.expect("ride.tracking", user_id=pair.driver.user_id)
+        await pair.driver.expect("ride.tracking", user_id=pair.passenger.user_id)
+        await pair.driver.expect("location.stored")
+        assert {phone.ready["pod_id"] for phone in pair.both} == {"pod-1", "pod-2"}
+    await check(pods, pairs)
+
+
+async def test_phones_that_hop_pods_at_every_step_miss_nothing(pods: Fleet) -> None:
+    (pair,) = await pods.people(1)
+
+    async def hop() -> None:
+        for phone in pair.both:
+            phone.drop()
+
+    for _ in range(3):
+        await pair.ride(between=hop)
+    assert {phone.connections > 30 for phone in pair.both} == {True}
+    await check(pods, [pair])
