@@ -171,6 +171,7 @@ class Fleet:
             "NEBENGJEK__NATS__ACK_WAIT": str(ACK_WAIT),
             "NEBENGJEK__WEB__FRAMES_PER_SECOND": "10000",
             "NEBENGJEK__WEB__FRAME_BURST": "10000",
+            "NEBENGJEK__WEB__COMMANDS_PER_SECOND": "10000",
             **env,
         }
         self.pods = [Pod(f"pod-{n}", self.env, folder / f"pod-{n}.log", only) for n, only in enumerate(modules, 1)]
@@ -555,6 +556,7 @@ class Pair:
             lambda: self.point(self.passenger),
             self.start,
             lambda: self.drive(points),
+            lambda: self.point(self.passenger),
             self.arrive,
             self.pay,
             self.over,
