@@ -1,7 +1,7 @@
 """Pods that hear each other: each knows the others, and who shares what is embedded is not ready."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,12 +40,14 @@ class Street:
             await broker.close()
 
     @asynccontextmanager
-    async def pod(self, pod_id: str, modules: list[str], *, embedded: list[str] | None = None) -> AsyncIterator[Pods]:
+    async def pod(
+        self, pod_id: str, modules: list[str], *, embedded: Sequence[str] = (), sockets: int = 0
+    ) -> AsyncIterator[Pods]:
         database = Database(f"sqlite:///{self._folder / pod_id}.sqlite3")
         await schema.upgrade(database)
         async with self.broker() as broker:
             bus = MessageBus(broker, streams(), database.begin, pod_id=pod_id, clock=self.clock)
-            yield Pods(bus, self.clock, modules=modules, embedded=embedded or [])
+            yield Pods(bus, self.clock, modules=modules, embedded=[*embedded], sockets=lambda: sockets)
         await database.close()
 
 
@@ -61,8 +63,7 @@ async def all_heard(*pods: Pods) -> None:
 
 async def test_pods_know_each_other_until_ten_seconds_after_the_last_word(tmp_path: Path) -> None:
     street = Street(tmp_path)
-    async with street.pod("one", EVERYTHING) as one, street.pod("two", EVERYTHING) as two:
-        two.sockets = 7
+    async with street.pod("one", EVERYTHING) as one, street.pod("two", EVERYTHING, sockets=7) as two:
         await all_heard(one, two)
         assert [(pod.pod_id, pod.active_connections) for pod in one.known()] == [("one", 0), ("two", 7)]
         assert (one.conflict(), two.conflict()) == (None, None)
@@ -74,8 +75,7 @@ async def test_pods_know_each_other_until_ten_seconds_after_the_last_word(tmp_pa
 
 async def test_a_pod_says_how_it_is_when_it_is_asked(tmp_path: Path) -> None:
     street = Street(tmp_path)
-    async with street.pod("one", EVERYTHING) as one, street.broker() as asker:
-        one.sockets = 3
+    async with street.pod("one", EVERYTHING, sockets=3) as one, street.broker() as asker:
         await one.beat()
         reply = await asker.request(health_subject("one"), b"", timeout=5)
         said = msgspec.json.decode(reply.data, type=PodHeartbeat)
