@@ -303,9 +303,12 @@ class World:
         """Everybody goes home, and what nobody has ended ends by its own deadline."""
         for phone in self.phones:
             await phone.disconnect()
+        people = [phone.user_id for phone in self.phones]
         self.phones.clear()
+        delivery = self.app.delivery
         async with asyncio.timeout(WAIT):
-            while self.app.delivery.sockets:  # noqa: ASYNC110 - nor does the delivery
+            # Presence hears of it last; whom it does not miss yet when the night comes is about in the morning.
+            while delivery.sockets or await delivery.presence.connected(people):  # noqa: ASYNC110 - nor do they tell
                 await asyncio.sleep(0)
         await self.advance(NIGHT)
         await self.quiet()
