@@ -144,9 +144,12 @@ class UsersService:
         if not self._reconciled:
             gone += await self._lost(self._clock.now())
         connected = await self._delivery.presence.connected(gone)
-        for user_id in gone:
-            if user_id not in connected:
-                await self._presence(user_id, online=False)
+        away = [user_id for user_id in gone if user_id not in connected]
+        for user_id in away:
+            await self._presence(user_id, online=False)
+        # Who connected meanwhile may have read that he was online still.
+        for user_id in await self._delivery.presence.connected(away):
+            await self.came(user_id)
 
     async def _lost(self, now: datetime) -> list[str]:
         if (now - self._since).total_seconds() < self._grace:

@@ -138,7 +138,6 @@ class PhoneSocket:
 
     async def _serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send, token: str) -> None:
         identity = await self._authenticate(token)
-        row, _, _ = await self.service.state(identity.user_id)
         asked = _asked(socket)
         head = await self.delivery.mailbox.head(identity.user_id)
         epoch, last_seq = asked or (None, None)
@@ -148,8 +147,7 @@ class PhoneSocket:
         connection = Connection(uuid7(), identity, self.delivery.mailbox, head.epoch, start, send)
         try:
             await self.delivery.attach(connection)
-            await self.service.came(identity.user_id)
-            ready = await self._ready(connection, row.role, head.epoch, start, replay)
+            ready = await self._ready(connection, head.epoch, start, replay)
             connection.answer(encode_frame("session.ready", ready))
             connection.ring()
             connection.open()
@@ -158,8 +156,11 @@ class PhoneSocket:
             await connection.end()
             await self.delivery.detach(connection)
 
-    async def _ready(self, connection: Connection, role: Any, epoch: str, last_seq: int, replay: str) -> SessionReady:
+    async def _ready(self, connection: Connection, epoch: str, last_seq: int, replay: str) -> SessionReady:
         user_id = connection.user_id
+        row, beacon, finder = await self.service.state(user_id)
+        if not row.online:
+            await self.service.came(user_id)
         missing: list[str] = []
 
         async def ask(module: str, question: Awaitable[Any], otherwise: Any) -> Any:
@@ -182,10 +183,9 @@ class PhoneSocket:
                     OngoingRide(ride=None),
                 ),
             )
-        _, beacon, finder = await self.service.state(user_id)
         return SessionReady(
             user_id=user_id,
-            role=role,
+            role=row.role,
             connection_id=connection.id,
             pod_id=self.bus.pod_id,
             epoch=epoch,

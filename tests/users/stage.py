@@ -42,8 +42,8 @@ class Stage:
         self.accounts = Accounts(
             self.bus, self.database, self.state, self.tokens, self.clock, refresh_days=30, token_hours=24
         )
-        delivery = Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
-        self.users = UsersService(self.bus, self.database, delivery, self.clock, grace=30)
+        self.delivery = Delivery(MemoryMailbox(self.clock), MemoryPresence(self.clock), self.clock)
+        self.users = UsersService(self.bus, self.database, self.delivery, self.clock, grace=30)
         module = Module(name="ear", hears=[on(event, self._hear) for event in hears])
         self.bus.wire(module.name, module.hears, (), ())
 
