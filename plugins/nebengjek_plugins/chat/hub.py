@@ -92,6 +92,8 @@ class Live:
         self.stored: Message | None = None
         self.stored_at = 0.0
         self.done_at: float | None = None
+        self.number = 0
+        """Of the message, when it is whole."""
 
     @property
     def text(self) -> str:
@@ -341,7 +343,7 @@ class Hub:
         if live.done_at is not None:
             return
         room.new(message.number)
-        live.done_at = self._clock.seconds()
+        live.done_at, live.number = self._clock.seconds(), message.number
         if message.status == "incomplete":
             data = _encode(last if last.chunk_type == "error" else error_chunk(message, last.chunk_id + 1))
             room.append(Entry("error", data, answer, last.chunk_id, live.length, message.number))

@@ -175,6 +175,8 @@ class Reading:
             if len(page) < PAGE:
                 break
         for answer, live in list(room.live.items()):
+            if live.done_at is not None and live.number <= cursor.number:
+                continue
             length = 0
             for chunk in list(live.chunks):
                 length += len(chunk.chunk) if chunk.chunk_type == "content" else 0
