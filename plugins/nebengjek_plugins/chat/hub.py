@@ -274,7 +274,7 @@ class Hub:
     def asked(self, message: Message) -> None:
         """A question was stored by this pod: nobody announces those."""
         room = self.rooms.get(message.session_id)
-        if room is not None:
+        if room is not None and room.session.kind == "desk":
             room.new(message.number)
 
     async def _fill(self, room: Room, number: int) -> None:

@@ -94,6 +94,7 @@ class Reading:
         self._service = service
         self._user_id = user_id
         self._marked = 0
+        self._sent = 0
         self._database = database
         self._clock = clock
         self._settings = settings
@@ -118,7 +119,7 @@ class Reading:
             place = room.end
             async for data in self._catch_up(room, cursor):
                 yield data
-            await self._delivered(cursor)
+            await self._delivered(cursor.number)
             while not self._hub.closing:
                 news = room.news
                 entries = room.since(place)
@@ -131,7 +132,7 @@ class Reading:
                 place += len(entries)
                 if data := b"".join(_event(one.event, one.data, cursor) for one in entries if cursor.takes(one)):
                     yield data
-                    await self._delivered(cursor)
+                    await self._delivered(cursor.number)
                 elif not entries:
                     try:
                         await asyncio.wait_for(news.wait(), self._settings.ping_seconds)
@@ -141,12 +142,14 @@ class Reading:
             # A reader who goes away cancels us: his place is given up all the same.
             with CancelScope(shield=True):
                 await self._hub.leave(room, reader_id)
+                await self._delivered(self._sent)
 
-    async def _delivered(self, cursor: Cursor) -> None:
-        """What was sent to a party of a ride is on his phone."""
-        if self._session.kind == "ride" and cursor.number > self._marked:
-            self._marked = cursor.number
-            await self._service.mark(self._user_id, self._session, delivered=cursor.number, read=0)
+    async def _delivered(self, number: int) -> None:
+        """What was sent to a party of a ride is on his phone: also if he hung up as soon as he had it."""
+        self._sent = number
+        if self._session.kind == "ride" and number > self._marked:
+            await self._service.mark(self._user_id, self._session, delivered=number, read=0)
+            self._marked = number
 
     async def _beginning(self) -> Cursor:
         """For a reader who was not here before: the answer to a question that was just asked, else what comes."""

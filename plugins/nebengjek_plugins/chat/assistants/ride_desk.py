@@ -19,7 +19,7 @@ def _words(text: str) -> frozenset[str]:
 
 _INDONESIAN = _words(
     "saya aku di mana dimana kenapa mengapa berapa sopir pengemudi ketinggalan tertinggal bayar "
-    "tarif ongkos biaya belum sudah tidak bisa tolong batal membatalkan barang hilang rupiah "
+    "tarif ongkos biaya belum sudah tidak bisa tolong batal membatalkan barang hilang "
     "kapan lama petugas orang terima kasih halo selamat pagi siang sore malam apa yang ini itu "
     "penumpang pendapatan"
 )
