@@ -147,6 +147,8 @@ def chat(
             every(5.0, health.beat),
             every(3600.0, service.forget_old),
         ],
+        # Whoever holds readers is known before the first of them comes.
+        start=hub.beat,
         closing=hub.close,
     )
     worker = Worker(

@@ -188,8 +188,9 @@ class Reading:
                     if cursor.takes(entry):
                         yield _event("chunk", entry.data, cursor)
         for message_id in waiting:
-            if message_id not in room.live:
-                await self._hub.ask(self._session.session_id, message_id, 0)
+            # What was said while nobody read here was not sent to us; and who speaks learns that we are here.
+            known = room.live.get(message_id)
+            await self._hub.ask(self._session.session_id, message_id, known.buffer.next_id if known is not None else 0)
 
     def _whole(self, message: Message, cursor: Cursor) -> bytes:
         """A stored message, for a reader who has a part of it, or nothing."""

@@ -93,7 +93,8 @@ class Speech:
         self._clock = clock
         self._session = session
         self._request = request
-        self._known: set[str] = set()
+        self._known: set[str] | None = set()
+        """None: the registry cannot be asked."""
         self._known_at: float | None = None
         self._gatherer = Gatherer[ResponseChunk, list[ResponseChunk]](
             self._publish, list, bus.broker.sleep, size=settings.batch_chunks, seconds=settings.batch_seconds
@@ -131,6 +132,11 @@ class Speech:
     async def flush(self) -> None:
         await self._gatherer.flush()
 
+    def joined(self, pod_id: str) -> None:
+        """A pod has a reader who was not there when the registry was looked at."""
+        if self._known is not None:
+            self._known.add(pod_id)
+
     async def _publish(self, chunks: list[ResponseChunk]) -> None:
         batch = _batch(chunks)
         for subject in await self._subjects():
@@ -142,7 +148,7 @@ class Speech:
             try:
                 self._known = await self._pods.of(self._session)
             except Unavailable:
-                self._known = set()
+                self._known = None
             self._known_at = now
         if not self._known:
             return [f"chat.session.{self._session.session_id}.broadcast"]
@@ -332,6 +338,7 @@ class Worker:
         speech = self._speeches.get(wanted.message_id)
         if speech is None or not speech.chunks or speech.chunks[0].session_id != wanted.session_id:
             return
+        speech.joined(wanted.pod_id)
         chunks = [chunk for chunk in speech.chunks if chunk.chunk_id >= wanted.from_chunk]
         size = self._settings.batch_chunks
         for start in range(0, len(chunks), size):
