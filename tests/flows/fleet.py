@@ -6,12 +6,13 @@ what it has seen last, and repeats a frame under its id until it is answered.
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -178,6 +179,7 @@ class Fleet:
         # Phones go where phones are served.
         self.front = Front([pod for pod, only in zip(self.pods, modules, strict=True) if not only or "users" in only])
         self.clock = ManualClock()
+        self._places = itertools.count()
         self.http = httpx.AsyncClient()
         self.database = Database(given["database_url"])
         self.redis = connect_redis(given["redis__url"])
@@ -190,10 +192,11 @@ class Fleet:
     def pod(self, pod_id: str) -> Pod:
         return next(pod for pod in self.pods if pod.pod_id == pod_id)
 
-    async def start(self) -> None:
-        for pod in self.pods:
+    async def start(self, begin: int | None = None) -> None:
+        """The first ``begin`` pods, default all; the front gives nobody to one that does not run."""
+        for pod in self.pods[:begin]:
             pod.start()
-        for pod in self.pods:
+        for pod in self.pods[:begin]:
             await pod.ready()
         await self.front.open()
         self.http = httpx.AsyncClient(base_url=self.front.url, timeout=PATIENCE, verify=False)
@@ -246,11 +249,10 @@ class Fleet:
             tally.add(phone, head.last_seq)
         return tally
 
-    async def people(self, pairs: int, *, first: int = 0) -> list["Pair"]:
-        """So many drivers and passengers, each pair far from the others, all connected through the front."""
-        made = [
-            Pair(Traveller(self), Traveller(self), moved(MONAS, east_m=APART * n)) for n in range(first, first + pairs)
-        ]
+    async def people(self, pairs: int) -> list["Pair"]:
+        """So many drivers and passengers, each pair far from all others, all connected through the front."""
+        places = [moved(MONAS, east_m=APART * next(self._places)) for _ in range(pairs)]
+        made = [Pair(Traveller(self), Traveller(self), place) for place in places]
 
         async def come(pair: Pair) -> None:
             await (await pair.driver.login()).become_driver()
@@ -265,12 +267,17 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    real: Real, folder: Path, modules: Sequence[str | None] = (None, None, None), **env: str
+    real: Real,
+    folder: Path,
+    modules: Sequence[str | None] = (None, None, None),
+    *,
+    begin: int | None = None,
+    **env: str,
 ) -> AsyncIterator[Fleet]:
     """``modules``: of each pod, None = all. The servers are the session's, what is in them is new."""
     made = Fleet(await real.fresh(), folder, modules, **env)
     try:
-        await made.start()
+        await made.start(begin)
         yield made
     finally:
         await made.stop()
@@ -428,7 +435,7 @@ class Traveller(Phone):
                     looked = len(self.frames)
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"{self.user_id} was not told, only {_short(self.frames[since:])}") from None
+            raise AssertionError(f"{self.user_id} was not told, only\n{_short(self.frames[since:])}") from None
 
     # -- what it has heard
 
@@ -444,12 +451,15 @@ class Traveller(Phone):
 
 def _short(frames: list[dict[str, Any]]) -> str:
     """For whoever reads why a test failed."""
-    told = ("replay", "pod_id", "last_seq", "id", "code", "message", "match_status", "status", "sequence", "reason")
+    told = ("replay", "pod_id", "id", "code", "message", "match_id", "match_status", "ride_id", "status", "reason")
 
     def line(frame: dict[str, Any]) -> str:
-        return f"{frame.get('seq', '-')} {frame['event']} { {key: frame['data'].get(key) for key in told} }"
+        data = {key: frame["data"][key] for key in told if key in frame["data"]}
+        return f"{frame.get('seq', '-')} {frame['event']} {data}"
 
-    return "\n".join(map(line, frames))
+    return "\n".join(
+        line(frame) for frame in frames[-40:] if frame["event"] not in ("location.stored", "ride.tracking")
+    )
 
 
 class Tally:
@@ -543,25 +553,33 @@ class Pair:
             await phone.expect("ride.completed", ride_id=self.ride_id)
         self.rides.append(self.ride_id)
 
-    async def ride(self, points: int = 5, between: Callable[[], Any] | None = None) -> None:
-        """All of it; ``between`` is awaited after every step."""
-        steps: list[Callable[[], Any]] = [
-            self.beacon,
-            self.finder,
-            self.found,
-            lambda: self.accept(self.driver),
-            lambda: self.accept(self.passenger),
-            self.picked_up,
-            lambda: self.point(self.driver),
-            lambda: self.point(self.passenger),
-            self.start,
-            lambda: self.drive(points),
-            lambda: self.point(self.passenger),
-            self.arrive,
-            self.pay,
-            self.over,
-        ]
-        for step in steps:
-            await step()
+    async def ride(
+        self,
+        points: int = 5,
+        between: Callable[[], Awaitable[None]] | None = None,
+        *,
+        begin: str = "beacon",
+        before: str | None = None,
+    ) -> None:
+        """All of it, or from one step on, or up to another; ``between`` is awaited after every step."""
+        steps: dict[str, Callable[[], Awaitable[None]]] = {
+            "beacon": self.beacon,
+            "finder": self.finder,
+            "found": self.found,
+            "driver accepts": lambda: self.accept(self.driver),
+            "passenger accepts": lambda: self.accept(self.passenger),
+            "picked up": self.picked_up,
+            "driver is there": lambda: self.point(self.driver),
+            "passenger is there": lambda: self.point(self.passenger),
+            "start": self.start,
+            "drive": lambda: self.drive(points),
+            "passenger drives": lambda: self.point(self.passenger),
+            "arrive": self.arrive,
+            "pay": self.pay,
+            "over": self.over,
+        }
+        names = list(steps)
+        for name in names[names.index(begin) : names.index(before) if before else None]:
+            await steps[name]()
             if between is not None:
                 await between()

@@ -6,6 +6,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 
@@ -24,6 +25,18 @@ def pods(runner: asyncio.Runner, real_servers: Real, tmp_path_factory: pytest.Te
     started = fleet(real_servers, tmp_path_factory.mktemp("pods"))
     yield runner.run(started.__aenter__())
     runner.run(started.__aexit__(None, None, None))
+
+
+STEPS = {
+    "finder": "passenger",
+    "driver accepts": "driver",
+    "passenger accepts": "passenger",
+    "start": "driver",
+    "drive": "driver",
+    "arrive": "driver",
+    "pay": "passenger",
+}
+"""The steps in which somebody says something, and who."""
 
 
 async def check(pods: Fleet, pairs: list[Pair]) -> None:
@@ -70,3 +83,41 @@ async def test_phones_that_hop_pods_at_every_step_miss_nothing(pods: Fleet) -> N
         await pair.ride(between=hop)
     assert {phone.connections > 30 for phone in pair.both} == {True}
     await check(pods, [pair])
+
+
+async def test_a_pod_that_is_killed_in_the_middle_of_every_step_takes_nothing_along(pods: Fleet) -> None:
+    """One pair in each step: all speak to the pod that dies at this moment, and go on with another one."""
+    random = Random(4)
+    pairs = await pods.people(len(STEPS))
+    for round_ in range(TIMES):
+        victim = pods.pods[round_ % len(pods.pods)]
+        for pair, step in zip(pairs, STEPS, strict=True):
+            await pair.ride(before=step)
+            await getattr(pair, STEPS[step]).lives_on(victim)
+        speaking = [asyncio.create_task(pair.ride(begin=step)) for pair, step in zip(pairs, STEPS, strict=True)]
+        await asyncio.sleep(random.uniform(0, 0.03))
+        victim.kill()
+        for pair in pairs:
+            for phone in pair.both:
+                await phone.lives_on(None)
+        await asyncio.gather(*speaking)
+        await pods.restart(victim)
+    await check(pods, pairs)
+
+
+async def test_a_rolling_restart_under_load_is_not_noticed(pods: Fleet) -> None:
+    pairs = await pods.people(4 * TIMES)
+    over = asyncio.Event()
+
+    async def busy(pair: Pair) -> None:
+        while not over.is_set():
+            await pair.ride()
+
+    riding = [asyncio.create_task(busy(pair)) for pair in pairs]
+    for pod in pods.pods:
+        assert await pod.end() == 0
+        await pods.restart(pod)
+    over.set()
+    await asyncio.gather(*riding)
+    assert min(len(pair.rides) for pair in pairs) >= 1
+    await check(pods, pairs)
