@@ -230,7 +230,9 @@ async def resume(kind: Kind, lines: list[Line], frames: int) -> list[float]:
     """Milliseconds from the first byte of a reconnect to the last of ``frames`` that were missed."""
     for line in lines:
         line.drop()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{kind.server.port}", timeout=PATIENCE) as http:
+    # A connection each: one that is kept may be closed by a busy server just when it is used again.
+    url, limits = f"http://127.0.0.1:{kind.server.port}", httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as http:
 
         async def miss(line: Line) -> float:
             headers = {"Authorization": f"Bearer {line.token}"}
