@@ -4,6 +4,7 @@ uvicorn's own WebSocket waits for a phone that does not read, in a send, in a cl
 phone in a tunnel would stay for as long as the network keeps it. What is changed here is in docs/decisions.
 """
 
+import asyncio
 import socket
 from asyncio.transports import BaseTransport
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,33 @@ READ_AHEAD = 4
 """Frames of a phone that may wait to be handled; then nothing more is read of it."""
 LINGER = 5.0
 """Seconds for a phone to take the close frame and what stands before it; then its socket is cut off."""
+
+
+class _Inbox:
+    """What one reader has not taken yet: an asyncio.Queue of 10,000 sockets would be 30 MB of empty deques."""
+
+    __slots__ = ("_items", "_reader")
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    def put_nowait(self, item: Any) -> None:
+        self._items.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._items:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self._items.pop(0)
+
+    def empty(self) -> bool:
+        return not self._items
+
+    def qsize(self) -> int:
+        return len(self._items)
 
 
 class _Sent:
@@ -80,6 +108,7 @@ class PhoneProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.available_extensions = _EXTENSIONS
+        self.queue = _Inbox()  # type: ignore[assignment]
         self._unanswered = 0
 
     def connection_made(self, transport: BaseTransport) -> None:

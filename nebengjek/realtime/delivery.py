@@ -7,7 +7,6 @@ does not take waits with it alone.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
@@ -69,7 +68,7 @@ class Connection:
         self.close_code: int | None = None
         self._mailbox = mailbox
         self._send = send
-        self._answers: deque[bytes] = deque()
+        self._answers: list[bytes] = []
         self._newest: dict[str, bytes] = {}
         self._mail = False
         self._busy = True
@@ -171,7 +170,7 @@ class Connection:
         try:
             while self._answers or self._mail or self._newest:
                 while self._answers:
-                    await send({"type": "websocket.send", "text": self._answers.popleft().decode()})
+                    await send({"type": "websocket.send", "text": self._answers.pop(0).decode()})
                     self._sent += 1
                 if self._mail:
                     self._mail = False

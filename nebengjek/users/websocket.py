@@ -8,11 +8,10 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 import structlog
-from litestar import WebSocket
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.handlers import ASGIRouteHandler
@@ -109,36 +108,35 @@ class PhoneSocket:
         async def phone(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != ScopeType.WEBSOCKET:
                 raise HTTPException(status_code=426, detail="this is a WebSocket", headers={"Upgrade": "websocket"})
-            socket: WebSocket[Any, Any, Any] = WebSocket(scope, receive, send)
-            if self._comes_from_elsewhere(socket):
+            if self._comes_from_elsewhere(scope):
                 # Before it is accepted a close is a 403.
                 await send({"type": "websocket.close", "code": 1008, "reason": ""})
                 return
-            await self.serve(socket, receive, send)
+            await self.serve(scope, receive, send)
 
         return ASGIRouteHandler("/ws", opt={"public": True}, copy_scope=False)(phone)
 
-    def _comes_from_elsewhere(self, socket: WebSocket[Any, Any, Any]) -> bool:
+    def _comes_from_elsewhere(self, scope: Scope) -> bool:
         """Whether it is opened by a page that may not. Apps say no Origin; a browser cannot leave it out."""
-        origin = socket.headers.get("origin")
-        if origin is None or urlsplit(origin).netloc == socket.headers.get("host"):
+        origin = _header(scope, b"origin")
+        if not origin or urlsplit(origin).netloc == _header(scope, b"host"):
             return False
         return not {"*", origin} & {*self.settings.allowed_origins}
 
-    async def serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send) -> None:
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept, tell what is going on, and go on until either side closes."""
-        offered = socket.scope.get("subprotocols") or []
-        await socket.accept(subprotocols=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        offered: list[str] = scope.get("subprotocols") or []  # type: ignore[assignment]
+        await receive()
         try:
-            await self._serve(socket, receive, send, _token(socket, offered))
+            await _say(send, _accept(SUBPROTOCOL if SUBPROTOCOL in offered else None))
+            await self._serve(_asked(scope), receive, send, _token(scope, offered))
         except (Unauthenticated, NotFound) as error:
-            await socket.close(code=TOKEN_ENDED, reason=str(error)[:100])
+            await _say(send, {"type": "websocket.close", "code": TOKEN_ENDED, "reason": str(error)[:100]})
         except Unavailable as error:
-            await socket.close(code=TRY_AGAIN, reason=error.message[:100])
+            await _say(send, {"type": "websocket.close", "code": TRY_AGAIN, "reason": error.message[:100]})
 
-    async def _serve(self, socket: WebSocket[Any, Any, Any], receive: Receive, send: Send, token: str) -> None:
+    async def _serve(self, asked: tuple[str, int] | None, receive: Receive, send: Send, token: str) -> None:
         identity = await self._authenticate(token)
-        asked = _asked(socket)
         head = await self.delivery.mailbox.head(identity.user_id)
         epoch, last_seq = asked or (None, None)
         knows = epoch == head.epoch and last_seq is not None and head.first - 1 <= last_seq <= head.last_seq
@@ -218,18 +216,7 @@ class Phone:
         self._max_frame = settings.max_frame
         self._bad = 0
         self._unsettled = 0
-        self._settled = asyncio.Event()
-        self._commands: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            "user.beacon": self._beacon,
-            "user.finder": self._finder,
-            "match.accept": self._accept,
-            "match.reject": self._reject,
-            "ride.start": self._start,
-            "ride.arrive": self._arrive,
-            "ride.pay": self._pay,
-            "ride.cancel": self._cancel,
-            "session.ack": self._session_ack,
-        }
+        self._settled: asyncio.Future[None] | None = None
 
     async def read(self) -> None:
         """Handle frames until the connection is closed, by whichever side; one that is being handled is not cut off."""
@@ -308,23 +295,23 @@ class Phone:
 
     def _point_settled(self, envelope: Any, outcome: Any) -> None:
         self._unsettled -= 1
-        if not self._unsettled:
-            self._settled.set()
+        if not self._unsettled and self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
         if isinstance(outcome, NebengJekError):
             self._refuse(Unavailable("bus", "the point could not be stored, send it again"), None)
 
     async def _points_stored(self) -> None:
         """What was sent before a command is in the stream before the command is decided."""
         while self._unsettled:
-            self._settled.clear()
-            await self._settled.wait()
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
 
     # -- commands
 
     async def _command(self, event: str, data: Any, frame_id: str | None) -> None:
         await self._points_stored()
         if frame_id is None:
-            await self._commands[event](data)
+            await COMMANDS[event](self, data)
             return
         key = f"frame:{self._connection.user_id}:{hashlib.sha256(frame_id.encode()).hexdigest()[:32]}"
         content = hashlib.sha256(event.encode() + b"\0" + msgspec.json.encode(data)).digest()
@@ -341,7 +328,7 @@ class Phone:
     async def _answered(self, event: str, data: Any, frame_id: str) -> bytes:
         """The ack, or the refusal, which is the same when asked again; what is only unavailable may pass later."""
         try:
-            result = await self._commands[event](data)
+            result = await COMMANDS[event](self, data)
         except RateLimited:
             raise
         except Rejected as error:
@@ -349,38 +336,38 @@ class Phone:
         fields = msgspec.structs.asdict(result) if result is not None else {}
         return encode_frame("ack", {"id": frame_id, **fields})
 
-    async def _beacon(self, data: frames.BeaconData) -> Any:
+    async def beacon(self, data: frames.BeaconData) -> Any:
         return await self._server.service.beacon(self._connection.user_id, data)
 
-    async def _finder(self, data: frames.FinderData) -> Any:
+    async def finder(self, data: frames.FinderData) -> Any:
         return await self._server.service.finder(self._connection.user_id, data)
 
-    async def _accept(self, data: frames.MatchAnswerData) -> Any:
+    async def accept(self, data: frames.MatchAnswerData) -> Any:
         query = AcceptMatch(match_id=data.match_id, user_id=self._connection.user_id)
         return await self._server.bus.request(query)
 
-    async def _reject(self, data: frames.MatchAnswerData) -> Any:
+    async def reject(self, data: frames.MatchAnswerData) -> Any:
         query = RejectMatch(match_id=data.match_id, user_id=self._connection.user_id, reason=data.reason)
         return await self._server.bus.request(query)
 
-    async def _start(self, data: frames.RideData) -> Any:
+    async def start(self, data: frames.RideData) -> Any:
         return await self._server.bus.request(StartRide(ride_id=data.ride_id, user_id=self._connection.user_id))
 
-    async def _arrive(self, data: frames.ArriveData) -> Any:
+    async def arrive(self, data: frames.ArriveData) -> Any:
         query = ArriveRide(
             ride_id=data.ride_id, user_id=self._connection.user_id, adjustment_factor=data.adjustment_factor
         )
         return await self._server.bus.request(query, timeout=15.0)
 
-    async def _pay(self, data: frames.PayData) -> Any:
+    async def pay(self, data: frames.PayData) -> Any:
         query = PayRide(ride_id=data.ride_id, user_id=self._connection.user_id, amount=data.amount, method=data.method)
         return await self._server.bus.request(query, timeout=15.0)
 
-    async def _cancel(self, data: frames.CancelData) -> Any:
+    async def cancel(self, data: frames.CancelData) -> Any:
         query = CancelRide(ride_id=data.ride_id, user_id=self._connection.user_id, reason=data.reason)
         return await self._server.bus.request(query)
 
-    async def _session_ack(self, data: frames.SessionAckData) -> None:
+    async def session_ack(self, data: frames.SessionAckData) -> None:
         seq = min(data.seq, self._connection.last_seq)
         await self._server.delivery.mailbox.trim(self._connection.user_id, seq)
 
@@ -397,8 +384,36 @@ def _error(error: NebengJekError, frame_id: str | None) -> ErrorData:
     return ErrorData(code=code, message=message, id=frame_id, retry_after=retry_after)
 
 
-def _token(socket: WebSocket[Any, Any, Any], offered: list[str]) -> str:
-    header = socket.headers.get("authorization", "")
+COMMANDS: dict[str, Callable[[Phone, Any], Awaitable[Any]]] = {
+    "user.beacon": Phone.beacon,
+    "user.finder": Phone.finder,
+    "match.accept": Phone.accept,
+    "match.reject": Phone.reject,
+    "ride.start": Phone.start,
+    "ride.arrive": Phone.arrive,
+    "ride.pay": Phone.pay,
+    "ride.cancel": Phone.cancel,
+    "session.ack": Phone.session_ack,
+}
+
+
+def _accept(subprotocol: str | None) -> Any:
+    return {"type": "websocket.accept", "subprotocol": subprotocol, "headers": []}
+
+
+async def _say(send: Send, message: Any) -> None:
+    # A phone that is gone again before it is answered is no error of ours.
+    with suppress(OSError):
+        await send(message)
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    # A parsed copy of all headers would stay as long as the socket does.
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
+
+
+def _token(scope: Scope, offered: list[str]) -> str:
+    header = _header(scope, b"authorization")
     if header[:7].lower() == "bearer ":
         return header[7:].strip()
     for protocol in offered:
@@ -407,9 +422,10 @@ def _token(socket: WebSocket[Any, Any, Any], offered: list[str]) -> str:
     raise Unauthenticated("a token is needed")
 
 
-def _asked(socket: WebSocket[Any, Any, Any]) -> tuple[str, int] | None:
+def _asked(scope: Scope) -> tuple[str, int] | None:
     """``?epoch=E&last_seq=N``; a number that is none is one that no mailbox knows."""
-    epoch, last = socket.query_params.get("epoch"), socket.query_params.get("last_seq")
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    epoch, last = query.get("epoch"), query.get("last_seq")
     if epoch is None and last is None:
         return None
     try:
