@@ -4,6 +4,7 @@ import pytest
 from msgspec import structs
 
 from nebengjek.bus.errors import ApiError
+from nebengjek.bus.interface import Broker
 from nebengjek.bus.messages import PubAck
 from nebengjek.bus.specs import Ack, ConsumerSpec, Deliver, Retention
 from tests.conformance.harness import (
@@ -295,12 +296,53 @@ async def test_d17_interest_follows_the_filters(harness: Harness) -> None:
     broker = await harness.make_broker()
     await stream(broker, retention=Retention.INTEREST)
     spec = await consumer(broker, "c", "S", "s.a", "s.b")
-    await publish(broker, "s.a", "s.b")
+    await publish(broker, "s.a", "s.b", "s.b", "s.a")
     await broker.update_consumer("S", structs.replace(spec, filters=("s.a",)))
-    await publish(broker, "s.a", "s.b")
-    assert seqs(await here(broker)) == [1, 3]
-    await broker.update_consumer("S", structs.replace(spec, filters=("s.b",)))
-    await publish(broker, "s.a", "s.b")
-    info = await broker.stream_info("S")
-    assert info.last_seq == 6
-    assert 6 in seqs(await here(broker))
+    await stores(harness, broker, 2)
+    batch = await here(broker)
+    assert seqs(batch) == [1, 4]
+    for message in batch.messages:
+        await message.ack_sync()
+    await publish(broker, "s.b", "s.a")
+    assert [message.seq for message in (await here(broker)).messages] == [6]
+    await broker.update_consumer("S", spec)
+    await publish(broker, "s.b")
+    assert seqs(await here(broker)) == [7]
+
+
+async def stores(harness: Harness, broker: Broker, count: int) -> None:
+    """A server takes its time with what nobody wants any more."""
+
+    async def so_many() -> None:
+        while await messages(broker) != count:
+            await harness.advance(0.01)
+
+    await harness.until(so_many(), 5)
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_d17_what_is_in_hand_and_matches_no_more(harness: Harness, another: bool) -> None:
+    """Another consumer's claim keeps it; otherwise it goes at once, and does not come again."""
+    broker = await harness.make_broker()
+    await stream(broker, retention=Retention.INTEREST)
+    spec = await consumer(broker, "c", "S", "s.a", "s.b", ack_wait=2 * T)
+    if another:
+        await consumer(broker, "d", "S", "s.b")
+    await publish(broker, "s.a", "s.b", "s.b")
+    _, second, _ = (await here(broker)).messages
+    await broker.update_consumer("S", structs.replace(spec, filters=("s.a",)))
+    await stores(harness, broker, 3 if another else 1)
+    assert (await broker.consumer_info("S", "c")).num_ack_pending == 3
+    # Acked or not.
+    await second.ack_sync()
+    again = await pull(harness, broker, 3, expires=3 * T)
+    assert seqs(again) == ([1, 3] if another else [1])
+    assert (await broker.consumer_info("S", "c")).num_ack_pending == len(again.messages)
+    for message in again.messages:
+        await message.ack_sync()
+    info = await broker.consumer_info("S", "c")
+    assert (info.num_ack_pending, info.ack_floor.stream) == (0, 3)
+    if another:
+        for message in (await here(broker, name="d")).messages:
+            await message.ack_sync()
+    await stores(harness, broker, 0)

@@ -6,7 +6,7 @@ One file over 300 lines, because its parts share one state and each delivery pas
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,6 +110,8 @@ class MemoryConsumer(Holder):
         self._again_set: set[int] = set()
         self._redelivered: dict[int, int] = {}
         self._exhausted: dict[int, Stored] = {}
+        self._let_go: set[int] = set()
+        """In hand or exhausted, and without a claim any more, since the filters changed."""
         self._floor = SequencePair(0, 0)
         self._passed: tuple[float, float] | None = None
         """Of the last new message: when it was delivered, and when it was stored."""
@@ -176,6 +178,18 @@ class MemoryConsumer(Holder):
         if self.outlet is not None and spec.push is not None:
             self.outlet.moved(spec.push)
         self.dispatch()
+
+    def claim_only(self, matching: Iterable[Stored]) -> None:
+        """Have no claim on what is in hand and not among these (R2): nobody waits for our ack of it, or gets one."""
+        ours = {stored.seq for stored in matching}
+        held = {seq: entry.stored for seq, entry in self._pending.items()} | self._exhausted
+        for seq, stored in held.items():
+            if seq not in ours and seq not in self._let_go:
+                self._release(stored, settled=False)
+                self._let_go.add(seq)
+            elif seq in ours and seq in self._let_go:
+                self._claim(stored)
+                self._let_go.discard(seq)
 
     def offer(self, stored: Stored) -> None:
         """A matching message was stored; ``dispatch`` follows. Its claim was counted by the stream."""
@@ -379,7 +393,8 @@ class MemoryConsumer(Holder):
                 raise AlreadySettled(f"{delivery.stream}:{delivery.seq} was settled")
             delivery.is_settled = True
             seq = delivery.seq
-            if plain and not self._redelivered and not self._again_set and pending.pop(seq, None) is not None:
+            first_time = not self._redelivered and not self._again_set and not self._let_go
+            if plain and first_time and pending.pop(seq, None) is not None:
                 if seq > claims_from:
                     stored = delivery.stored
                     stored.claims -= 1
@@ -411,7 +426,9 @@ class MemoryConsumer(Holder):
         # A first delivery that expired waits in _again and is not in _redelivered yet.
         elif self._again_set:
             self._again_set.discard(seq)
-        if seq > self._claims_from:
+        if self._let_go and seq in self._let_go:
+            self._let_go.discard(seq)
+        elif seq > self._claims_from:
             stored.claims -= 1
             if not stored.claims:
                 self.stream.released((stored,), settled=True)
@@ -458,7 +475,10 @@ class MemoryConsumer(Holder):
         again, limit = self._again, self.spec.max_deliver
         while again:
             seq = again[0]
-            if seq in self._again_set and seq in self._pending:
+            if seq in self._let_go and seq in self._pending and self._pending[seq].stored.gone:
+                self._forget(seq)
+                self._moved()
+            elif seq in self._again_set and seq in self._pending:
                 if limit <= 0 or self._redelivered.get(seq, 0) + 1 < limit:
                     return
                 self._exhaust(seq)
@@ -477,6 +497,7 @@ class MemoryConsumer(Holder):
         self._pending.pop(seq, None)
         self._again_set.discard(seq)
         self._redelivered.pop(seq, None)
+        self._let_go.discard(seq)
 
     def _moved(self) -> None:
         if not self._pending:
@@ -580,8 +601,8 @@ class MemoryConsumer(Holder):
         if self.outlet is not None:
             self.outlet.close()
         self.drop_waiters(PullStatus.CONSUMER_DELETED)
-        held = [entry.stored for entry in self._pending.values()]
-        held += self._exhausted.values()
+        held = [entry.stored for seq, entry in self._pending.items() if seq not in self._let_go]
+        held += [stored for seq, stored in self._exhausted.items() if seq not in self._let_go]
         held += self._queue
         self._pending.clear()
         self._exhausted.clear()

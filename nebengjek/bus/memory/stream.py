@@ -376,7 +376,10 @@ class MemoryStream(StreamSide):
             raise ApiError(10013, "somebody listens to what this consumer delivers")
         self._check_work_queue(spec, consumer)
         self.takers.remove(consumer)
-        consumer.refilter(spec, self._matching(spec))
+        matching = self._matching(spec)
+        consumer.refilter(spec, matching)
+        if self._interest:
+            consumer.claim_only(matching)
         self._enter(consumer)
         return consumer
 
