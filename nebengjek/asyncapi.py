@@ -394,7 +394,7 @@ def _core(modules: Sequence[Module]) -> list[tuple[str, str, list[type[Any]], bo
     """(module, subject, types, is it heard) of what modules say and hear outside every stream."""
     said = [(module.name, one.subject, list(one.carries), False) for module in modules for one in module.tells]
     heard = [
-        (module.name, one.subject, [*one.carries, *([one.answers] if one.answers else [])], True)
+        (module.name, one.subject.replace("{any_", "{"), [*one.carries, *([one.answers] if one.answers else [])], True)
         for module in modules
         for one in module.listens
     ]

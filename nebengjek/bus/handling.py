@@ -111,7 +111,8 @@ class Answering:
 class Listening:
     """A subject outside every stream that each pod of a module hears, at most once; one message after the other.
 
-    ``subject``: ``{pod_id}`` in it is the listener's own id, any other ``{name}`` stands for any one token.
+    ``subject``: ``{pod_id}`` in it is the listener's own id, any other ``{name}`` stands for any one token; one that
+    begins with ``any_`` is documented without it.
     ``handler(value)`` gets what ``read`` makes of the bytes; what it returns, if anything, answers whoever asked.
     ``carries`` and ``answers``: the types, for the documents; of several types ``read`` has to tell one from another.
     """

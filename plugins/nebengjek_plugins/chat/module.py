@@ -131,7 +131,7 @@ def chat(
         listens=[
             _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read_chunks),
             _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read_chunks),
-            _listen("chat.pod.{any_pod}.heartbeat", [HeartbeatMessage], health.heard),
+            _listen("chat.pod.{any_pod_id}.heartbeat", [HeartbeatMessage], health.heard),
             _listen("chat.pod.{pod_id}.health", [HealthRequest], health.answer, _read_request, HealthResponse),
         ],
         tells=[

@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from nebengjek.errors import Misconfigured
 from nebengjek_plugins.chat.assistants.interface import Assistant
@@ -27,8 +28,41 @@ def _maker(name: str, settings: ChatSettings) -> Callable[[], Assistant]:
             return RideDesk
         case "custom":
             return _custom(settings)
+        case "openai":
+            return _openai(settings)
         case _:
-            raise Misconfigured(f"plugin.chat.ai_provider: {name} is not there yet")
+            return _anthropic(settings)
+
+
+def _openai(settings: ChatSettings) -> Callable[[], Assistant]:
+    api_key = _needed(settings.openai_api_key, "openai_api_key")
+    _needed(settings.model or None, "model")
+    try:
+        # An extra, and heavy: only who names it pays for it.
+        from nebengjek_plugins.chat.assistants.openai_models import OpenAIAssistant
+    except ModuleNotFoundError as error:
+        raise Misconfigured("plugin.chat.ai_provider: openai needs the extra openai") from error
+    return partial(
+        OpenAIAssistant, api_key=api_key, base_url=settings.openai_base_url, timeout=settings.provider_timeout
+    )
+
+
+def _anthropic(settings: ChatSettings) -> Callable[[], Assistant]:
+    api_key = _needed(settings.anthropic_api_key, "anthropic_api_key")
+    _needed(settings.model or None, "model")
+    try:
+        from nebengjek_plugins.chat.assistants.anthropic_models import AnthropicAssistant
+    except ModuleNotFoundError as error:
+        raise Misconfigured("plugin.chat.ai_provider: anthropic needs the extra anthropic") from error
+    return partial(
+        AnthropicAssistant, api_key=api_key, base_url=settings.anthropic_base_url, timeout=settings.provider_timeout
+    )
+
+
+def _needed(value: str | None, name: str) -> str:
+    if value is None:
+        raise Misconfigured(f"plugin.chat.{name} is not set: this ai_provider expects it")
+    return value
 
 
 def _custom(settings: ChatSettings) -> Callable[[], Assistant]:
