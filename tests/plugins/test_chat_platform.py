@@ -111,8 +111,8 @@ def test_its_streams_and_its_durable_are_those_of_the_contract() -> None:
     )
 
 
-def test_the_room_that_its_streams_take_counts(tmp_path: Path) -> None:
-    base = {"url": "nats://127.0.0.1:4222", "max_storage": 700 * 1024 * 1024}
+async def test_the_room_that_its_streams_take_counts(tmp_path: Path) -> None:
+    base = {"url": "nats://127.0.0.1:4222", "max_storage": 600 * 1024 * 1024}
     given = settings_for(f"sqlite:///{tmp_path / 'room.sqlite3'}", plugins=[PATH], nats=base)
     with pytest.raises(Misconfigured, match=r"nats\.max_storage"):
         App(given)
