@@ -342,7 +342,7 @@ def postgres_server() -> Iterator[PostgresServer]:
                 [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *flags],
                 log,
                 lambda: _postmaster_ready(data),
-                stop_signal=signal.SIGINT,  # "fast": does not wait for clients to leave
+                stop_signal=signal.SIGQUIT,  # "immediate": what will be thrown away is not written
                 options=options,
             )
             process.start()
