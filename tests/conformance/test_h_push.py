@@ -607,13 +607,13 @@ async def test_h4_a_stream_that_goes_or_begins_anew_is_said(harness: Harness, mo
     broker = await harness.make_broker()
     for again in (False, True):
         # In memory: a nats-server under load may still be removing the files of the one before.
-        await stream(broker, storage="memory")
+        await stream(broker, storage=Storage.MEMORY)
         await publish(broker, "s.a", "s.b")
         async with aclosing(broker.ordered("S")) as reader:
             await read(harness, reader, 2)
             await broker.delete_stream("S")
             if again:
-                await stream(broker, storage="memory")
+                await stream(broker, storage=Storage.MEMORY)
             with pytest.raises(ApiError) as error:
                 await read(harness, reader, 1)
             assert error.value.code == 10059
