@@ -11,6 +11,8 @@ RUNS = (
     ["benchmarks.rides", "--backend", "real"],
     ["benchmarks.sockets"],
     ["benchmarks.sockets", "--pods"],
+    ["benchmarks.chat"],
+    ["benchmarks.chat", "--backend", "real"],
     ["benchmarks.bus"],
 )
 

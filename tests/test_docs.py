@@ -117,14 +117,30 @@ CODES = {
     "ERROR",
 }
 STATES = {*get_args(MatchState), *get_args(RideState), *get_args(PaymentState)}
-ROUTES = {
-    f"{method} {route.path_format}"
-    for route in APP.litestar.routes
-    if isinstance(route, HTTPRoute)
-    for method in route.methods - {"OPTIONS", "HEAD"}
-    if "{path" not in route.path_format
-} | {
-    f"GET {route.path_format}" for route in APP.litestar.routes if isinstance(route, ASGIRoute) and route.path == "/ws"
+
+
+def _served(app: App) -> set[str]:
+    return {
+        f"{method} {route.path_format}"
+        for route in app.litestar.routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods - {"OPTIONS", "HEAD"}
+        if "{path" not in route.path_format
+    } | {
+        f"GET {route.path_format}"
+        for route in app.litestar.routes
+        if isinstance(route, ASGIRoute) and route.path == "/ws"
+    }
+
+
+ROUTES = _served(APP)
+WITH_PLUGINS = App(Settings(plugins=("nebengjek_plugins.chat:chat",)))
+PLUGIN_SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "plugins").rglob("*.py")))
+PLUGIN_CODES = set(re.findall(r'\bcode="([A-Z_]+)"', PLUGIN_SOURCE))
+PLUGIN_NAMES = {
+    *(module.name for module in WITH_PLUGINS.modules),
+    *(event for module in WITH_PLUGINS.modules for event in module.frames),
+    *(spec.name for spec in WITH_PLUGINS.streams),
 }
 STREAM_NAMES = {spec.name for spec in STREAMS}
 PASSWORDS = {user.password_variable for user in permissions.users(APP.modules)}
@@ -305,7 +321,7 @@ def test_every_route_is_listed() -> None:
 
 @pytest.mark.parametrize("name", DOCS)
 def test_routes_that_are_named_are_there(name: str) -> None:
-    assert _routes(DOCS[name]) <= ROUTES
+    assert _routes(DOCS[name]) <= _served(WITH_PLUGINS)
 
 
 # -- commands
@@ -415,13 +431,15 @@ def test_each_package_has_its_reason() -> None:
     text = section(README, "What it is built on")
     tools = text[text.index("For tests") :].partition("Not used")[0]
     extras = {"postgres", "speed", "sealed", "telemetry", "dev"}
+    # The extras openai and anthropic are called as what they bring.
     table = {name for row in rows(text) for name in codes_of(row[0])} - extras
     assert table | (set(codes_of(tools)) - extras) == _packages()
 
 
 def _file_names() -> set[str]:
-    paths = [path for folder in ("nebengjek", "settings", "docs", "tests") for path in (ROOT / folder).rglob("*.*")]
-    names = {path.name for path in paths} | {str(path.relative_to(ROOT)) for path in paths}
+    folders = ("nebengjek", "plugins", "settings", "docs", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    names = {path.name for path in paths} | {str(path.relative_to(ROOT)).removeprefix("plugins/") for path in paths}
     modules = {".".join(path.with_suffix("").relative_to(ROOT).parts) for path in (ROOT / "benchmarks").glob("*.py")}
     return names | modules | {path.name for path in ROOT.iterdir()}
 
@@ -439,7 +457,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", DOCS)
 def test_dotted_names_are_there(name: str) -> None:
-    known = {*KEYS, *EVENTS, *SAYS, *FRAMES_OUT, *QUERIES, *SAID_IN_LOGS, *OTHERS, *FILES}
+    known = {*KEYS, *EVENTS, *SAYS, *FRAMES_OUT, *QUERIES, *SAID_IN_LOGS, *OTHERS, *FILES, *PLUGIN_NAMES}
     for word in words(DOCS[name]):
         if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", word):
             assert word in known, word
@@ -448,7 +466,7 @@ def test_dotted_names_are_there(name: str) -> None:
 @pytest.mark.parametrize("name", DOCS)
 def test_words_in_capitals_are_there(name: str) -> None:
     plain = {"CAPITALS", "FILE", "OPEN", "PATH", "POST", "PATCH", "DELETE", "NEBENGJEK_SETTINGS", "NEBENGJEK_URL"}
-    known = CODES | STATES | STREAM_NAMES | PASSWORDS | {*REFERENCE_NAMES, *plain}
+    known = CODES | STATES | STREAM_NAMES | PASSWORDS | PLUGIN_CODES | PLUGIN_NAMES | {*REFERENCE_NAMES, *plain}
     for word in words(_SQL.sub("", DOCS[name])):
         if re.fullmatch(r"[A-Z][A-Z_]{3,}", word) and not word.startswith("NEBENGJEK__"):
             assert word in known, word

@@ -1,6 +1,7 @@
 """What a plugin brings is there as if it were the application's: streams, tables, documents, permissions, settings."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from litestar.routes import HTTPRoute
 from msgspec import structs
 from sqlalchemy import Connection
 
@@ -29,6 +31,7 @@ from nebengjek_plugins.chat.contracts import (
     WorkflowRequest,
 )
 from nebengjek_plugins.chat.migrations import HISTORY
+from nebengjek_plugins.chat.settings import ChatSettings
 from nebengjek_plugins.chat.tables import metadata
 from tests.flows.conftest import Backend
 from tests.flows.world import settings_for
@@ -227,3 +230,16 @@ def test_what_it_takes_is_listed() -> None:
     assert info.arguments["missing_wait"] == "30"
     assert info.arguments["openai_api_key"] == "None"
     assert "bus" not in info.arguments
+
+
+def test_the_page_of_the_chat_names_its_settings_and_its_requests() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "chat.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`([a-z_]+)`", page.partition("## Settings")[2]))
+    assert set(ChatSettings.__struct_fields__) <= listed
+    served = {
+        f"{method} {route.path_format}"
+        for route in APP.litestar.routes
+        if isinstance(route, HTTPRoute) and "/chat/" in route.path_format
+        for method in route.methods - {"OPTIONS", "HEAD"}
+    }
+    assert served == set(re.findall(r"`((?:GET|POST) /(?:admin/)?chat/[^`]*)`", page))
