@@ -134,6 +134,8 @@ class App:
             nats = settings.nats
             check_capacity(self.streams, max_memory=nats.max_memory, max_storage=nats.max_storage)
         self.bus.keep(self.streams)
+        for module in self.running:
+            self._socket.add(module.commands)
         for module in self.modules:
             self.bus.wire(
                 module.name,
@@ -293,7 +295,7 @@ class App:
             self.bus, self.database, self.delivery, self.clock, grace=self.settings.location.offline_grace
         )
         web = self.settings.web
-        socket = PhoneSocket(
+        self._socket = socket = PhoneSocket(
             self.bus,
             service,
             self.delivery,

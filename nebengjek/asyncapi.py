@@ -115,7 +115,7 @@ def document(modules: Sequence[Module], streams: Sequence[StreamSpec] = STREAMS,
         _add_event(event, streams, schemas, channels, messages)
     for query in queries:
         _add_query(query, schemas, channels, messages)
-    _add_phone(schemas, channels, messages, operations, told)
+    _add_phone(schemas, channels, messages, operations, told, modules)
     _add_modules(modules, operations, ack_wait)
     _add_pods(schemas, channels, messages, operations)
     _add_core(core, schemas, channels, messages, operations)
@@ -325,10 +325,18 @@ def _add_phone(
     messages: Document,
     operations: Document,
     frames: Mapping[str, type[Any]],
+    modules: Sequence[Module],
 ) -> None:
-    said = {f"say.{event}": _frame(event, schemas.of(kind), said=True) for event, kind in SAYS.items()}
-    told = {f"hear.{event}": _frame(event, _told(kind, schemas), said=False) for event, kind in frames.items()}
-    told["hear.ack"] = _frame("ack", _ack(schemas), said=False)
+    commands = [command for module in modules for command in module.commands]
+    says = SAYS | {command.event: command.data for command in commands}
+    passing = NOT_COUNTED.union(*(module.passing for module in modules))
+    said = {f"say.{event}": _frame(event, schemas.of(kind), said=True) for event, kind in says.items()}
+    told = {
+        f"hear.{event}": _frame(event, _told(kind, schemas), said=False, counted=event not in passing)
+        for event, kind in frames.items()
+    }
+    acks = [*ACKS.values(), *(command.answer for command in commands)]
+    told["hear.ack"] = _frame("ack", _ack(schemas, acks), said=False, counted=False)
     messages |= said | told
     channels["phone"] = {
         "address": "/ws",
@@ -386,8 +394,14 @@ def _add_pods(schemas: _Schemas, channels: Document, messages: Document, operati
 
 
 def module_frames(modules: Sequence[Module]) -> list[type[Any]]:
-    """The shapes of what modules tell phones besides ``TOLD``."""
-    return [kind for module in modules for kind in module.frames.values()]
+    """The shapes of what modules tell phones and are told by them, besides ``TOLD`` and ``SAYS``."""
+    commands = [command for module in modules for command in module.commands]
+    told = [kind for module in modules for kind in module.frames.values()]
+    return [
+        *told,
+        *(command.data for command in commands),
+        *(command.answer for command in commands if command.answer is not None),
+    ]
 
 
 def _core(modules: Sequence[Module]) -> list[tuple[str, str, list[type[Any]], bool]]:
@@ -438,8 +452,8 @@ def _told(kind: type[Any], schemas: _Schemas) -> Document:
     return schemas.without(kind, "type", "version") if issubclass(kind, Event) else schemas.of(kind)
 
 
-def _ack(schemas: _Schemas) -> Document:
-    results = [schemas.of(kind) for kind in dict.fromkeys(ACKS.values()) if kind is not None]
+def _ack(schemas: _Schemas, kinds: Sequence[type[Any] | None]) -> Document:
+    results = [schemas.of(kind) for kind in dict.fromkeys(kinds) if kind is not None]
     return {
         "type": "object",
         "properties": {"id": {"type": "string", "description": "the frame's"}},
@@ -448,12 +462,12 @@ def _ack(schemas: _Schemas) -> Document:
     }
 
 
-def _frame(event: str, data: Document, *, said: bool) -> Document:
+def _frame(event: str, data: Document, *, said: bool, counted: bool = True) -> Document:
     properties: Document = {"event": {"const": event}, "data": data}
     required = ["event", "data"]
     if said:
         properties["id"] = {"type": "string", "minLength": 1, "maxLength": 128}
-    elif event not in NOT_COUNTED:
+    elif counted:
         properties["seq"] = {"type": "integer", "description": "counts up per user; give the last one on coming back"}
         required.append("seq")
     return {

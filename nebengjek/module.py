@@ -7,7 +7,7 @@ request-reply in the queue group of the module's name. ``sweeps``: what every po
 first does it, the database decides.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,12 +42,27 @@ class History:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A frame that a phone may say: ``handler(user_id, data)`` returns what the ack carries, or raises our errors.
+
+    ``event``: two words with a dot that no other frame has. ``data`` and ``answer``: the shapes. A frame that is said
+    again under its id is answered again without the handler, on the same pod or another.
+    """
+
+    event: str
+    data: type[Any]
+    handler: Callable[[str, Any], Awaitable[Any]]
+    answer: type[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
     """``routes``: Litestar handlers and controllers. ``start``: awaited before the first event is heard.
 
     ``closing``: called when the server takes no more requests, before it waits for those under way: to end the
     answers that would never end. ``streams`` and ``history``: what a plugin brings to the bus and the database.
-    ``frames``: what it tells phones, by event. ``listens`` and ``tells``: subjects outside every stream.
+    ``frames``: what it tells phones, by event; ``passing``: those of them that may be missed and are not counted;
+    ``commands``: what phones tell it, where ``users`` runs in the same pod. ``listens`` and ``tells``: subjects outside every stream.
     """
 
     name: str
@@ -64,6 +79,8 @@ class Module:
     listens: Sequence[Listening] = ()
     tells: Sequence[Telling] = ()
     frames: Mapping[str, type[Any]] = field(default_factory=dict)
+    passing: Collection[str] = ()
+    commands: Sequence[Command] = ()
     history: History | None = None
 
 

@@ -140,6 +140,7 @@ PLUGIN_CODES = set(re.findall(r'\bcode="([A-Z_]+)"', PLUGIN_SOURCE))
 PLUGIN_NAMES = {
     *(module.name for module in WITH_PLUGINS.modules),
     *(event for module in WITH_PLUGINS.modules for event in module.frames),
+    *(command.event for module in WITH_PLUGINS.modules for command in module.commands),
     *(spec.name for spec in WITH_PLUGINS.streams),
 }
 STREAM_NAMES = {spec.name for spec in STREAMS}

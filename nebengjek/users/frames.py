@@ -1,5 +1,6 @@
 """What a phone may say on its socket, and the frames that answer it; see contract in docs/protocol.md."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Union
 
@@ -158,4 +159,6 @@ def _frame(event: str, shape: type[Any]) -> type[Struct]:
     return msgspec.defstruct(name, fields, frozen=True, kw_only=True, tag_field="event", tag=event)
 
 
-FRAMES: Any = Union[tuple(_frame(event, shape) for event, shape in SAYS.items())]  # noqa: UP007 - made of a tuple
+def frames_of(says: Mapping[str, type[Any]]) -> Any:
+    """The type of any of these frames."""
+    return Union[tuple(_frame(event, shape) for event, shape in says.items())]  # noqa: UP007 - made of a tuple

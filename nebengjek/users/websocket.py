@@ -5,7 +5,7 @@ Over 300 lines: the socket's life, the frame's life, and the refusals of both.
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -36,10 +36,11 @@ from nebengjek.errors import (
     Unavailable,
 )
 from nebengjek.faststate import FastState
+from nebengjek.module import Command
 from nebengjek.realtime.delivery import TOKEN_ENDED, TRY_AGAIN, Connection, Delivery, encode_frame
 from nebengjek.realtime.limits import Allowance, Limits, Rate
 from nebengjek.users import frames
-from nebengjek.users.frames import FRAMES, SAYS, ErrorData, Frame, SessionReady
+from nebengjek.users.frames import SAYS, ErrorData, Frame, SessionReady
 from nebengjek.users.service import UsersService
 from nebengjek.web import Identity
 
@@ -53,7 +54,6 @@ SNAPSHOT_SECONDS = 1.0
 
 log = structlog.stdlib.get_logger("nebengjek.users.websocket")
 
-_frames: msgspec.json.Decoder[Any] = msgspec.json.Decoder(FRAMES)
 _any_frame = msgspec.json.Decoder(Frame)
 
 
@@ -101,7 +101,19 @@ class PhoneSocket:
         self.state = state
         self.limits = Limits(state)
         self.settings = settings
+        self.commands = dict(COMMANDS)
+        self.known = dict(SAYS)
+        self.decode: Callable[[str], Any] = msgspec.json.Decoder(frames.frames_of(SAYS)).decode
         self._authenticate = authenticate
+
+    def add(self, commands: Sequence[Command]) -> None:
+        """Before the first socket: phones may say these too. Raises ValueError for an event that is taken."""
+        for command in commands:
+            if command.event in self.known:
+                raise ValueError(f"two frames would be called {command.event}")
+            self.known[command.event] = command.data
+            self.commands[command.event] = _from_phone(command)
+        self.decode = msgspec.json.Decoder(frames.frames_of(self.known)).decode
 
     def route(self) -> ASGIRouteHandler:
         # Frames pass as ASGI messages: a wrapper around each of them is what most of them would cost.
@@ -237,7 +249,7 @@ class Phone:
 
     async def _frame(self, text: str) -> None:
         try:
-            frame = _frames.decode(text)
+            frame = self._server.decode(text)
         except (msgspec.DecodeError, RecursionError) as error:
             await self._not_read(text, error)
             return
@@ -267,7 +279,7 @@ class Phone:
         with suppress(msgspec.DecodeError, RecursionError):
             frame = _any_frame.decode(text)
             frame_id = frame.id
-            if frame.event in SAYS:
+            if frame.event in self._server.known:
                 refusal = InvalidFrame(f"{frame.event}: {error}")
             else:
                 refusal = UnknownEvent(f"there is no event {frame.event[:64]!r}")
@@ -311,7 +323,7 @@ class Phone:
     async def _command(self, event: str, data: Any, frame_id: str | None) -> None:
         await self._points_stored()
         if frame_id is None:
-            await COMMANDS[event](self, data)
+            await self._server.commands[event](self, data)
             return
         key = f"frame:{self._connection.user_id}:{hashlib.sha256(frame_id.encode()).hexdigest()[:32]}"
         content = hashlib.sha256(event.encode() + b"\0" + msgspec.json.encode(data)).digest()
@@ -328,13 +340,17 @@ class Phone:
     async def _answered(self, event: str, data: Any, frame_id: str) -> bytes:
         """The ack, or the refusal, which is the same when asked again; what is only unavailable may pass later."""
         try:
-            result = await COMMANDS[event](self, data)
+            result = await self._server.commands[event](self, data)
         except RateLimited:
             raise
         except Rejected as error:
             return encode_frame("error", _error(error, frame_id))
         fields = msgspec.structs.asdict(result) if result is not None else {}
         return encode_frame("ack", {"id": frame_id, **fields})
+
+    @property
+    def user_id(self) -> str:
+        return self._connection.user_id
 
     async def beacon(self, data: frames.BeaconData) -> Any:
         return await self._server.service.beacon(self._connection.user_id, data)
@@ -382,6 +398,13 @@ def _error(error: NebengJekError, frame_id: str | None) -> ErrorData:
     code = str(getattr(error, "code", "INTERNAL"))
     message = str(getattr(error, "message", error))
     return ErrorData(code=code, message=message, id=frame_id, retry_after=retry_after)
+
+
+def _from_phone(command: Command) -> Callable[[Phone, Any], Awaitable[Any]]:
+    async def handle(phone: Phone, data: Any) -> Any:
+        return await command.handler(phone.user_id, data)
+
+    return handle
 
 
 COMMANDS: dict[str, Callable[[Phone, Any], Awaitable[Any]]] = {

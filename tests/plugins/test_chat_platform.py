@@ -191,7 +191,12 @@ def test_its_subjects_are_in_the_asyncapi_document() -> None:
     assert not {address for address in addresses if address and "any_" in address}
     operations = made["operations"]
     assert operations["chat.worker.hears.chat.workflow.execute"]["x-durable"] == "workflow-processor"
-    assert {"hear.chat.chunk", "hear.chat.message", "hear.chat.marks"} <= set(made["components"]["messages"])
+    messages = made["components"]["messages"]
+    assert {"hear.chat.chunk", "hear.chat.message", "hear.chat.marks", "say.chat.send", "say.chat.read"} <= set(
+        messages
+    )
+    assert "seq" in messages["hear.chat.message"]["payload"]["required"]
+    assert "seq" not in messages["hear.chat.chunk"]["payload"]["properties"]
 
 
 def test_its_users_of_a_nats_server_may_say_and_hear_its_subjects_only() -> None:

@@ -106,14 +106,20 @@ async def test_the_two_of_a_ride_write_to_each_other_until_half_an_hour_after_it
                 await eve.ask(method, path, body)
         async with reading(budi, session) as reader:
             text = "I stand at the gate, call 0812-3456-7890"
-            sent = await ani.ask("POST", f"/chat/{session}/messages", {"message": text})
+            sent = await ani.say("chat.send", {"session_id": session, "message": text}, "a frame")
+            # Said again under its id it is answered again, and not written twice.
+            assert await ani.say("chat.send", {"session_id": session, "message": text}, "a frame") == sent
             heard = (await reader.expect("message_complete")).data
             assert heard["text"] == "I stand at the gate, call •••"
             assert (heard["message_id"], heard["sender_id"]) == (sent["message_id"], ani.user_id)
         # Sent to his stream is delivered; read is what he says.
         marks = await ani.expect("chat.marks", session_id=session)
         assert marks["data"]["marks"] == {"user_id": budi.user_id, "delivered": 1, "read": 0}
-        await budi.ask("POST", f"/chat/{session}/read", {"number": 1})
+        assert (await budi.say("chat.read", {"session_id": session, "number": 1}))["marked"] is True
+        with pytest.raises(Refused, match="FORBIDDEN"):
+            await eve.say("chat.send", {"session_id": session, "message": "hello"})
+        with pytest.raises(Refused, match="INVALID_FRAME"):
+            await ani.say("chat.send", {"session_id": "a.b", "message": "hello"})
         await ani.find(lambda one: one["event"] == "chat.marks" and one["data"]["marks"]["read"] == 1)
         # A phone that is away finds it in its mailbox.
         ready = await _reconnect_data(ani)

@@ -45,7 +45,7 @@ from nebengjek_plugins.chat.hub import Hub
 from nebengjek_plugins.chat.migrations import HISTORY
 from nebengjek_plugins.chat.operators import Desk
 from nebengjek_plugins.chat.phones import Phones, RideSessions
-from nebengjek_plugins.chat.routes import ChatController, Guard, OperatorsController
+from nebengjek_plugins.chat.routes import ChatController, Guard, OperatorsController, commands
 from nebengjek_plugins.chat.service import ChatService
 from nebengjek_plugins.chat.settings import ChatSettings
 from nebengjek_plugins.chat.worker import Pods, Worker
@@ -140,6 +140,8 @@ def chat(
             Telling(subject="chat.pod.{pod_id}.health", carries=[HealthRequest]),
         ],
         frames={"chat.chunk": ResponseChunk, "chat.message": Message, "chat.marks": SessionMarks},
+        passing=["chat.chunk", "chat.marks"],
+        commands=commands(service, hub),
         sweeps=[
             every(1.0, hub.sweep),
             every(2.0, hub.beat),

@@ -15,8 +15,9 @@ from msgspec import Meta, Struct
 from nebengjek.clock import Clock
 from nebengjek.database import Database
 from nebengjek.errors import Invalid
+from nebengjek.module import Command
 from nebengjek.web import Identity
-from nebengjek_plugins.chat.contracts import HealthResponse, Marks, Message, MessageId, Text
+from nebengjek_plugins.chat.contracts import HealthResponse, Marks, Message, MessageId, SessionId, Text
 from nebengjek_plugins.chat.health import Health
 from nebengjek_plugins.chat.hub import Hub
 from nebengjek_plugins.chat.operators import Desk, Waiting
@@ -61,6 +62,41 @@ class ReadMark(Struct, frozen=True, kw_only=True):
 
 class Marked(Struct, frozen=True, kw_only=True):
     marked: bool
+
+
+class SendData(Posting, frozen=True, kw_only=True):
+    """``chat.send`` of a phone: as the request."""
+
+    session_id: SessionId
+
+
+class ReadData(ReadMark, frozen=True, kw_only=True):
+    """``chat.read`` of a phone: as the request."""
+
+    session_id: SessionId
+
+
+def commands(service: ChatService, hub: Hub) -> list[Command]:
+    """The same over the phone's socket."""
+
+    async def send(user_id: str, data: SendData) -> Accepted:
+        accepted, message = await service.post(
+            user_id, data.session_id, data.message, message_id=data.message_id, wish=data.context
+        )
+        if message is not None:
+            hub.asked(message)
+        return accepted
+
+    async def read(user_id: str, data: ReadData) -> Marked:
+        session = await service.enter(user_id, data.session_id)
+        return Marked(
+            marked=await service.mark(user_id, session, delivered=data.delivered, read=data.number) is not None
+        )
+
+    return [
+        Command(event="chat.send", data=SendData, handler=send, answer=Accepted),
+        Command(event="chat.read", data=ReadData, handler=read, answer=Marked),
+    ]
 
 
 class Reply(Struct, frozen=True, kw_only=True):
