@@ -62,7 +62,8 @@ class Module:
     ``closing``: called when the server takes no more requests, before it waits for those under way: to end the
     answers that would never end. ``streams`` and ``history``: what a plugin brings to the bus and the database.
     ``frames``: what it tells phones, by event; ``passing``: those of them that may be missed and are not counted;
-    ``commands``: what phones tell it, where ``users`` runs in the same pod. ``listens`` and ``tells``: subjects outside every stream.
+    ``commands``: what phones tell it, where ``users`` runs in the same pod. ``listens`` and ``tells``: subjects outside
+    every stream.
     """
 
     name: str
