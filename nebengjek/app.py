@@ -41,7 +41,7 @@ from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
 from nebengjek.realtime.delivery import Delivery
-from nebengjek.realtime.limits import Rate
+from nebengjek.realtime.limits import Limits, Rate
 from nebengjek.realtime.mailbox import MemoryMailbox
 from nebengjek.realtime.presence import MemoryPresence, Presence
 from nebengjek.realtime.redis_mailbox import RedisMailbox
@@ -122,6 +122,7 @@ class App:
         )
         self.database.on_commit(self.bus.outbox.committed)
         self.state = self._fast_state()
+        self.limits = self._limits()
         self.delivery = self._delivery(payloads)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
@@ -189,6 +190,12 @@ class App:
         if self.redis is None:
             return MemoryPresence(self.clock)
         return RedisPresence(self.redis, self.clock, pod_id=self.pod_id, kind=kind)
+
+    def _limits(self) -> Limits:
+        web = self.settings.web
+        frames = Rate(per_second=web.frames_per_second, burst=web.frame_burst)
+        commands = Rate(per_second=web.commands_per_second, burst=web.command_burst)
+        return Limits(self.state, frames=frames, commands=commands)
 
     def _points(self) -> Points:
         if self.redis is None:
@@ -300,13 +307,9 @@ class App:
             service,
             self.delivery,
             self.state,
+            self.limits,
             self.authenticate,
-            SocketSettings(
-                frames=Rate(per_second=web.frames_per_second, burst=web.frame_burst),
-                commands=Rate(per_second=web.commands_per_second, burst=web.command_burst),
-                max_frame=web.max_frame,
-                allowed_origins=web.allowed_origins,
-            ),
+            SocketSettings(max_frame=web.max_frame, allowed_origins=web.allowed_origins),
         )
         return users(
             self.bus,
@@ -338,7 +341,7 @@ class App:
         return Litestar(
             [*handlers, *health_routes(self.pod_id, self.examine), *self._operators()],
             dependencies={"user": Provide(provide_user)},
-            guards=[user_guard(self.authenticate)],
+            guards=[user_guard(self.authenticate, self.limits.count)],
             before_request=begin_trace,
             request_class=JsonRequest,
             exception_handlers=exception_handlers,

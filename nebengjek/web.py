@@ -170,10 +170,12 @@ async def begin_trace(request: Request[Any, Any, Any]) -> None:
 
 def user_guard(
     authenticate: Callable[[str], Awaitable[Identity]],
+    count: Callable[[str, str], Awaitable[None]],
 ) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]:
     """A Litestar guard for the whole application: who is asking is known before anything else is looked at.
 
-    ``authenticate``: the identity of a token, or Unauthenticated; it becomes ``request.user``. Left out are routes
+    ``authenticate``: the identity of a token, or Unauthenticated; it becomes ``request.user``. ``count``: told the
+    user and the event whose command a route is (``opt={"event": ...}``), or RateLimited. Left out are routes
     with ``opt={"public": True}``, operators' routes (below ``/admin``, which have ``admin_guard``) and sockets, which
     answer with a close code.
     """
@@ -187,7 +189,9 @@ def user_guard(
         header = connection.headers.get("authorization", "")
         if header[:7].lower() != "bearer ":
             raise Unauthenticated("a bearer token is needed")
-        scope["user"] = await authenticate(header[7:].strip())
+        user = scope["user"] = await authenticate(header[7:].strip())
+        if (event := handler.opt.get("event")) is not None:
+            await count(user.user_id, event)
 
     return guard
 

@@ -39,12 +39,12 @@ class MatchController(Controller):
         """One of your matches."""
         return await self.service.match(user.user_id, match_id)
 
-    @post("/{match_id:str}/accept", status_code=200)
+    @post("/{match_id:str}/accept", status_code=200, opt={"event": "match.accept"})
     async def accept(self, user: NamedDependency[Identity], match_id: FromPath[str]) -> MatchStatus:
         """Accept a proposal; when both have, the ride begins."""
         return await self.service.accept(AcceptMatch(match_id=match_id, user_id=user.user_id))
 
-    @post("/{match_id:str}/reject", status_code=200)
+    @post("/{match_id:str}/reject", status_code=200, opt={"event": "match.reject"})
     async def reject(
         self, user: NamedDependency[Identity], match_id: FromPath[str], data: JSONBody[Rejection | None] = None
     ) -> MatchStatus:

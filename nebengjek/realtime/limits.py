@@ -14,6 +14,9 @@ from nebengjek.faststate import FastState, MemoryFastState
 
 SLICES = 4
 """A slice is this part of what may be saved up: what one phone has taken and not used, another one lacks."""
+UNREADABLE = "unreadable"
+"""As what frames are counted that are none of ours."""
+FREQUENT = {"location.update", "session.ack", UNREADABLE}
 AWAY_SECONDS = 1.0
 """So long a fast state that did not answer is not asked again."""
 
@@ -30,22 +33,39 @@ class Rate(Struct, frozen=True, kw_only=True):
 
 
 class Limits:
-    """For all phones of this pod. With the fast state away each pod counts by itself."""
+    """For all phones of this pod. With the fast state away each pod counts by itself.
 
-    def __init__(self, state: FastState) -> None:
+    ``frames``: how many of each kind in ``FREQUENT``; ``commands``: how many of each other kind.
+    """
+
+    def __init__(self, state: FastState, *, frames: Rate, commands: Rate) -> None:
         self._state = state
+        self._frames = frames
+        self._commands = commands
         self._own = MemoryFastState(SystemClock())
         self._away_until = 0.0
 
-    async def draw(self, user_id: str, kind: str, rate: Rate) -> tuple[int, float]:
-        """(how many of ``kind`` the user may say without asking again, else the seconds until he may say one)."""
-        key = f"rate:{user_id}:{kind}"
-        if time.monotonic() >= self._away_until:
-            try:
-                return await self._state.draw(key, rate=rate.per_second, burst=rate.burst, wanted=rate.slice)
-            except Unavailable:
-                self._away_until = time.monotonic() + AWAY_SECONDS
-        return await self._own.draw(key, rate=rate.per_second, burst=rate.burst, wanted=rate.slice)
+    async def slice(self, user_id: str, kind: str) -> int:
+        """How many of ``kind`` the user may say without asking again. Raises RateLimited."""
+        rate = self._frames if kind in FREQUENT else self._commands
+        return await self._draw(user_id, kind, rate, rate.slice)
+
+    async def count(self, user_id: str, kind: str) -> None:
+        """The user says one of ``kind``. Raises RateLimited."""
+        await self._draw(user_id, kind, self._frames if kind in FREQUENT else self._commands, 1)
+
+    async def _draw(self, user_id: str, kind: str, rate: Rate, wanted: int) -> int:
+        key, state = f"rate:{user_id}:{kind}", self._state
+        if time.monotonic() < self._away_until:
+            state = self._own
+        try:
+            taken, wait = await state.draw(key, rate=rate.per_second, burst=rate.burst, wanted=wanted)
+        except Unavailable:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            taken, wait = await self._own.draw(key, rate=rate.per_second, burst=rate.burst, wanted=wanted)
+        if not taken:
+            raise RateLimited(f"too many frames {kind}", retry_after=wait)
+        return taken
 
 
 class Allowance:
@@ -66,9 +86,6 @@ class Allowance:
         self._saved[kind] = saved - 1
         return True
 
-    async def refill(self, kind: str, rate: Rate) -> None:
+    async def refill(self, kind: str) -> None:
         """Count one of ``kind`` after taking another slice. Raises RateLimited."""
-        taken, wait = await self._limits.draw(self._user_id, kind, rate)
-        if not taken:
-            raise RateLimited(f"too many frames {kind}", retry_after=wait)
-        self._saved[kind] = taken - 1
+        self._saved[kind] = await self._limits.slice(self._user_id, kind) - 1

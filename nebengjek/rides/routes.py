@@ -65,14 +65,19 @@ class ReviewedRides(Struct, frozen=True, kw_only=True):
     items: list[ReviewedRide]
 
 
-@post("/rides/{ride_id:str}/start", status_code=200, summary="The passenger is on board")
+@post("/rides/{ride_id:str}/start", status_code=200, opt={"event": "ride.start"}, summary="The passenger is on board")
 async def start(
     ride_id: FromPath[str], user: NamedDependency[Identity], rides: NamedDependency[RideService]
 ) -> RideStatus:
     return await rides.start(StartRide(ride_id=ride_id, user_id=user.user_id))
 
 
-@post("/rides/{ride_id:str}/arrive", status_code=200, summary="End the ride and make the bill")
+@post(
+    "/rides/{ride_id:str}/arrive",
+    status_code=200,
+    opt={"event": "ride.arrive"},
+    summary="End the ride and make the bill",
+)
 async def arrive(
     ride_id: FromPath[str],
     user: NamedDependency[Identity],
@@ -85,7 +90,12 @@ async def arrive(
     )
 
 
-@post("/rides/{ride_id:str}/pay", status_code=200, summary="Pay, or say that it was paid in cash")
+@post(
+    "/rides/{ride_id:str}/pay",
+    status_code=200,
+    opt={"event": "ride.pay"},
+    summary="Pay, or say that it was paid in cash",
+)
 async def pay(
     ride_id: FromPath[str],
     user: NamedDependency[Identity],
@@ -96,7 +106,7 @@ async def pay(
     return await cashier.pay(command)
 
 
-@post("/rides/{ride_id:str}/cancel", status_code=200, summary="Cancel before the start")
+@post("/rides/{ride_id:str}/cancel", status_code=200, opt={"event": "ride.cancel"}, summary="Cancel before the start")
 async def cancel(
     ride_id: FromPath[str],
     user: NamedDependency[Identity],

@@ -132,17 +132,17 @@ class UsersController(Controller):
         """Become a driver: one vehicle each, its plate is unique."""
         return await self.accounts.register_driver(user, data.full_name, data.vehicle_type, data.vehicle_plate)
 
-    @put("/beacon")
+    @put("/beacon", opt={"event": "user.beacon"})
     async def beacon(self, user: NamedDependency[Identity], data: JSONBody[BeaconData]) -> Active:
         """Ready for passengers, or no longer."""
         return await self.service.beacon(user.user_id, data)
 
-    @put("/finder")
+    @put("/finder", opt={"event": "user.finder"})
     async def finder(self, user: NamedDependency[Identity], data: JSONBody[FinderData]) -> Active:
         """Look for a driver, or no longer."""
         return await self.service.finder(user.user_id, data)
 
-    @post("/location", status_code=202)
+    @post("/location", status_code=202, opt={"event": "location.update"})
     async def location(self, user: NamedDependency[Identity], data: JSONBody[LocationData]) -> Accepted:
         """Say where you are."""
         await self.service.point(user.user_id, data.location, None)

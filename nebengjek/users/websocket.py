@@ -38,7 +38,7 @@ from nebengjek.errors import (
 from nebengjek.faststate import FastState
 from nebengjek.module import Command
 from nebengjek.realtime.delivery import TOKEN_ENDED, TRY_AGAIN, Connection, Delivery, encode_frame
-from nebengjek.realtime.limits import Allowance, Limits, Rate
+from nebengjek.realtime.limits import UNREADABLE, Allowance, Limits
 from nebengjek.users import frames
 from nebengjek.users.frames import SAYS, ErrorData, Frame, SessionReady
 from nebengjek.users.service import UsersService
@@ -47,8 +47,6 @@ from nebengjek.web import Identity
 SUBPROTOCOL = "nebengjek.v1"
 BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
-BAD = "unreadable"
-"""As what frames are counted that are none of ours."""
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
 
@@ -74,10 +72,6 @@ class UnknownEvent(Invalid):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """``frames``: how many points, and how many that are none of ours; ``commands``: how many of each other kind."""
-
-    frames: Rate
-    commands: Rate
     max_frame: int
     allowed_origins: tuple[str, ...] = ()
     """Of browsers' pages, besides those that come from the same host; ``*``: all."""
@@ -92,6 +86,7 @@ class PhoneSocket:
         service: UsersService,
         delivery: Delivery,
         state: FastState,
+        limits: Limits,
         authenticate: Authenticate,
         settings: Settings,
     ) -> None:
@@ -99,7 +94,7 @@ class PhoneSocket:
         self.service = service
         self.delivery = delivery
         self.state = state
-        self.limits = Limits(state)
+        self.limits = limits
         self.settings = settings
         self.commands = dict(COMMANDS)
         self.known = dict(SAYS)
@@ -256,7 +251,7 @@ class Phone:
         try:
             data, event = frame.data, frame.__struct_config__.tag
             if not self._allowance.spend(event):
-                await self._allowance.refill(event, self._rate(event))
+                await self._allowance.refill(event)
             enter(new_trace())
             if event == "location.update":
                 await self._point(data, frame.id)
@@ -267,10 +262,6 @@ class Phone:
             if isinstance(error, RateLimited):
                 return
         self._bad = 0
-
-    def _rate(self, event: str) -> Rate:
-        settings = self._server.settings
-        return settings.frames if event in ("location.update", "session.ack", BAD) else settings.commands
 
     async def _not_read(self, text: str, error: Exception) -> None:
         """Say what is wrong with it; a phone that goes on like this is closed."""
@@ -284,8 +275,8 @@ class Phone:
             else:
                 refusal = UnknownEvent(f"there is no event {frame.event[:64]!r}")
         try:
-            if not self._allowance.spend(BAD):
-                await self._allowance.refill(BAD, self._rate(BAD))
+            if not self._allowance.spend(UNREADABLE):
+                await self._allowance.refill(UNREADABLE)
         except RateLimited as limited:
             self._refuse(limited, frame_id)
             return

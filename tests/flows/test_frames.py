@@ -143,6 +143,17 @@ async def test_too_many_frames_of_a_kind_are_refused_and_all_sockets_of_a_user_c
         assert phone.close_code is None
 
 
+async def test_commands_over_http_count_too(embedded: Embedded) -> None:
+    async with embedded.own_world(**SLOW) as world:
+        phone = await world.driver()
+        assert (await answers(phone, "user.beacon", {"is_active": False}, 2))[0] == 2
+        assert (await phone.http("PUT", "/beacon", {"is_active": False})).status_code == 200
+        response = await phone.http("PUT", "/beacon", {"is_active": False})
+        assert (response.status_code, response.json()["code"]) == (429, "RATE_LIMITED")
+        assert 30 < int(response.headers["retry-after"]) <= 50
+        assert (await phone.http("GET", "/users/me")).status_code == 200
+
+
 @pytest.mark.real
 async def test_a_user_has_one_allowance_on_all_pods(tmp_path: Path, sqlite_template: Path) -> None:
     backend = Embedded(tmp_path, sqlite_template)
