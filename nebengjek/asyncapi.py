@@ -205,7 +205,9 @@ class _Schemas:
 
     def __init__(self, types: Iterable[type[Any]]) -> None:
         unique = list(dict.fromkeys(types))
-        refs, self.components = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
+        refs, made = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
+        # As whoever reads the document has it: a default that is a tuple is a list there.
+        self.components: Document = msgspec.json.decode(msgspec.json.encode(made))
         self._refs = dict(zip(unique, refs, strict=True))
 
     def of(self, kind: type[Any]) -> Document:

@@ -199,7 +199,7 @@ def test_phones_are_told_what_is_in_the_document() -> None:
     literal = set(re.findall(r"(?:encode_frame|deliver|show)\((?:[\w.]+, )?\"([\w.]+)\"", source))
     assert {"session.ready", "ack", "error", "location.stored"} <= literal <= told
     (users,) = (module for module in MODULES if module.name == "users")
-    assert {type_of(hearing.event) for hearing in users.hears} - told == {"location.refused"}
+    assert {type_of(hearing.event) for hearing in users.hears} - told == {"location.refused", "user.avatar.uploaded"}
 
 
 def test_what_a_phone_is_told_is_counted_unless_it_may_be_missed() -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from msgspec import Struct
 
 from nebengjek.contracts.geo import Location
-from nebengjek.contracts.message import Event
+from nebengjek.contracts.message import Event, Query
 
 Role = Literal["passenger", "driver"]
 VehicleType = Literal["motorcycle", "car", "van"]
@@ -23,6 +23,7 @@ class DriverCard(Struct, frozen=True, kw_only=True):
     name: str
     vehicle_type: VehicleType
     vehicle_plate: str
+    avatar_url: str | None = None
 
 
 class PassengerCard(Struct, frozen=True, kw_only=True):
@@ -38,19 +39,27 @@ class UserEvent(Event, frozen=True, kw_only=True):
 
 
 class UserCreated(UserEvent, frozen=True, kw_only=True, tag="user.created"):
-    """A number logged in for the first time."""
+    """A number logged in for the first time. ``msisdn_suffix``: its last six digits, for those who look for him.
+
+    Name and e-mail where they are known: of a login by phone neither is.
+    """
 
     role: Role
     created_at: datetime
+    msisdn_suffix: str = ""
+    full_name: str | None = None
+    email: str | None = None
+    sensitive: ClassVar[bool] = True
 
 
 class UserUpdated(UserEvent, frozen=True, kw_only=True, tag="user.updated"):
-    """Name or e-mail changed, or the account was anonymised (``deleted``)."""
+    """Name or e-mail changed (``changed`` names them), or the account was anonymised (``deleted``)."""
 
     full_name: str | None
     email: str | None
     role: Role
     deleted: bool = False
+    changed: tuple[str, ...] = ()
     sensitive: ClassVar[bool] = True
 
 
@@ -60,6 +69,16 @@ class UserDriverRegistered(UserEvent, frozen=True, kw_only=True, tag="user.drive
     full_name: str
     vehicle: Vehicle
     sensitive: ClassVar[bool] = True
+
+
+class UserAvatarUploaded(UserEvent, frozen=True, kw_only=True, tag="user.avatar.uploaded"):
+    """A user has a new picture, or none any more (``avatar_url`` null). ``version`` counts his pictures.
+
+    ``file_key``: of the picture in the object store of whoever keeps it.
+    """
+
+    avatar_url: str | None
+    file_key: str
 
 
 class UserBeacon(UserEvent, frozen=True, kw_only=True, tag="user.beacon"):
@@ -97,3 +116,30 @@ class UserSessionEnded(Event, frozen=True, kw_only=True, tag="user.session.ended
     session_id: str
     key: ClassVar[str] = "user_id"
     number: ClassVar[str | None] = "session_id"
+
+
+class Account(Struct, frozen=True, kw_only=True):
+    """A user as he is now: what ``user.created`` and all that followed would say together."""
+
+    user_id: str
+    version: int
+    role: Role
+    created_at: datetime
+    msisdn_suffix: str
+    full_name: str | None
+    email: str | None
+    vehicle: Vehicle | None
+
+
+class AccountList(Struct, frozen=True, kw_only=True):
+    """``total``: of all accounts, when it was asked for the first ones."""
+
+    items: list[Account]
+    total: int | None
+
+
+class AccountsAfter(Query[AccountList], frozen=True, kw_only=True, tag="users.accounts"):
+    """The accounts that are there, by id: for whoever builds anew what he had learnt from events."""
+
+    after: str = ""
+    limit: int = 500

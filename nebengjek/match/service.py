@@ -106,7 +106,8 @@ class MatchService:
                 return
             values: dict[str, Any] = {"version": event.version, "is_active": event.is_active}
             values |= {"name": event.driver.name, "vehicle_type": event.driver.vehicle_type}
-            values |= {"vehicle_plate": event.driver.vehicle_plate, "changed_at": self._clock.now()}
+            values |= {"vehicle_plate": event.driver.vehicle_plate, "avatar_url": event.driver.avatar_url}
+            values |= {"changed_at": self._clock.now()}
             if event.location is not None:
                 values |= {"latitude": event.location.latitude, "longitude": event.location.longitude}
             row = await store.change_beacon(tx, event.user_id, **values)
@@ -336,6 +337,7 @@ class MatchService:
             "driver_name": driver.name or "",
             "vehicle_type": driver.vehicle_type,
             "vehicle_plate": driver.vehicle_plate,
+            "driver_avatar_url": driver.avatar_url,
             "passenger_name": search.passenger_name,
             "created_at": now,
             "expires_at": now + self._offer_ttl,

@@ -18,9 +18,13 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.match import AcquaintanceOf
 from nebengjek.contracts.message import Event, uuid7
 from nebengjek.contracts.users import (
+    Account,
+    AccountList,
+    AccountsAfter,
     DriverCard,
     PassengerCard,
     Role,
+    UserAvatarUploaded,
     UserBeacon,
     UserCreated,
     UserDriverRegistered,
@@ -37,6 +41,11 @@ from nebengjek.tokens import Identity, Tokens
 from nebengjek.users import store
 from nebengjek.users.numbers import parse_plate
 from nebengjek.users.store import drivers, refresh_tokens, users
+
+SUFFIX = 6
+"""Digits of a number that others may know, to find its owner by."""
+PAGE = 1_000
+"""Accounts in an answer, at most."""
 
 
 class Login(Struct, frozen=True, kw_only=True):
@@ -112,11 +121,14 @@ class Accounts:
             "beacon_active": False,
             "finder_active": False,
             "finder_version": 0,
+            "avatar_version": 0,
             "created_at": now,
             "updated_at": now,
         }
         if await insert_ignore(tx, users, row):
-            created = UserCreated(user_id=user_id, version=1, role="passenger", created_at=now)
+            created = UserCreated(
+                user_id=user_id, version=1, role="passenger", created_at=now, msisdn_suffix=msisdn[-SUFFIX:]
+            )
             await self._bus.outbox.add(tx, created)
         user = await store.by_msisdn(tx, msisdn)
         assert user is not None
@@ -215,11 +227,12 @@ class Accounts:
     async def update(self, user_id: str, changes: dict[str, str | None]) -> User:
         """Change ``full_name`` and ``email``; None clears."""
         async with self._database.begin() as tx:
-            await self._row(tx, user_id)
+            before = await self._row(tx, user_id)
             if changes:
                 version = await store.change(tx, user_id, self._clock.now(), **changes)
                 row = await self._row(tx, user_id)
-                await self._bus.outbox.add(tx, _updated(row, version or row.version))
+                changed = tuple(name for name in changes if getattr(before, name) != getattr(row, name))
+                await self._bus.outbox.add(tx, _updated(row, version or row.version, changed))
             return _user(await self._row(tx, user_id))
 
     async def delete(self, user_id: str) -> None:
@@ -313,6 +326,20 @@ class Accounts:
             raise NotFound("there is no such user")
         return row
 
+    async def avatar(self, event: UserAvatarUploaded) -> None:
+        """Show the picture, unless a newer one has been heard of."""
+        newer = users.c.avatar_version < event.version
+        async with self._database.begin() as tx:
+            shown = {"avatar_url": event.avatar_url, "avatar_version": event.version}
+            await store.change(tx, event.user_id, self._clock.now(), newer, **shown)
+
+    async def after(self, query: AccountsAfter) -> AccountList:
+        """Some of the accounts, by id."""
+        async with self._database.read() as tx:
+            rows = await store.after(tx, query.after, max(1, min(query.limit, PAGE)))
+            total = None if query.after else await store.count(tx)
+        return AccountList(items=[_account(row) for row in rows], total=total)
+
     async def forget_old(self) -> None:
         """Drop what nobody can ask for any more."""
         async with self._database.begin() as tx:
@@ -327,8 +354,10 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _updated(row: Row[Any], version: int) -> UserUpdated:
-    return UserUpdated(user_id=row.id, version=version, full_name=row.full_name, email=row.email, role=row.role)
+def _updated(row: Row[Any], version: int, changed: tuple[str, ...]) -> UserUpdated:
+    return UserUpdated(
+        user_id=row.id, version=version, full_name=row.full_name, email=row.email, role=row.role, changed=changed
+    )
 
 
 def _farewell(row: Row[Any], version: int) -> list[Event]:
@@ -344,10 +373,26 @@ def _farewell(row: Row[Any], version: int) -> list[Event]:
     return said
 
 
+def _vehicle(row: Row[Any]) -> Vehicle | None:
+    if row.vehicle_type is None:
+        return None
+    return Vehicle(vehicle_type=row.vehicle_type, vehicle_plate=row.vehicle_plate)
+
+
+def _account(row: Row[Any]) -> Account:
+    return Account(
+        user_id=row.id,
+        version=row.version,
+        role=row.role,
+        created_at=row.created_at,
+        msisdn_suffix=row.msisdn[-SUFFIX:],
+        full_name=row.full_name,
+        email=row.email,
+        vehicle=_vehicle(row),
+    )
+
+
 def _user(row: Row[Any]) -> User:
-    vehicle = None
-    if row.vehicle_type is not None:
-        vehicle = Vehicle(vehicle_type=row.vehicle_type, vehicle_plate=row.vehicle_plate)
     return User(
         id=row.id,
         msisdn=row.msisdn,
@@ -356,6 +401,6 @@ def _user(row: Row[Any]) -> User:
         role=row.role,
         created_at=row.created_at,
         updated_at=row.updated_at,
-        vehicle=vehicle,
+        vehicle=_vehicle(row),
         avatar_url=row.avatar_url,
     )

@@ -29,6 +29,8 @@ from nebengjek.contracts.rides import (
     StartRide,
 )
 from nebengjek.contracts.users import (
+    AccountsAfter,
+    UserAvatarUploaded,
     UserBeacon,
     UserCreated,
     UserDriverRegistered,
@@ -37,7 +39,7 @@ from nebengjek.contracts.users import (
     UserSessionEnded,
     UserUpdated,
 )
-from nebengjek.module import Module, every, on, on_batch, watch
+from nebengjek.module import Module, answer, every, on, on_batch, watch
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.users.accounts import Accounts
 from nebengjek.users.otp import Otp
@@ -100,6 +102,7 @@ def users(
             on(RidePayment, phones.ride_payment),
             on(RideCompleted, phones.ride_completed),
             on(RideCancelled, phones.ride_cancelled),
+            on(UserAvatarUploaded, accounts.avatar),
         ],
         watches=[watch(UserSessionEnded, session_ended)],
         asks=[
@@ -113,6 +116,7 @@ def users(
             PayRide,
             CancelRide,
         ],
+        answers=[answer(AccountsAfter, accounts.after)],
         sweeps=[
             every(2.0, delivery.beat),
             every(5.0, delivery.look_for_mail),

@@ -62,7 +62,10 @@ class UsersService:
                 is_active=data.is_active,
                 location=_place(data.location),
                 driver=DriverCard(
-                    name=row.full_name or "", vehicle_type=row.vehicle_type, vehicle_plate=row.vehicle_plate
+                    name=row.full_name or "",
+                    vehicle_type=row.vehicle_type,
+                    vehicle_plate=row.vehicle_plate,
+                    avatar_url=row.avatar_url,
                 ),
             )
             await self._bus.outbox.add(tx, event)

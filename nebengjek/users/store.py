@@ -1,5 +1,6 @@
 """What users remembers: people, vehicles, logins, and who is bound by a match or an unpaid ride."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     delete,
+    func,
     select,
     update,
 )
@@ -33,6 +35,7 @@ users = Table(
     Column("email", String(254)),
     Column("role", String(10), nullable=False),
     Column("avatar_url", String(500)),
+    Column("avatar_version", Integer, nullable=False, server_default="0"),
     Column("version", Integer, nullable=False),
     Column("online", Boolean, nullable=False),
     Column("beacon_active", Boolean, nullable=False),
@@ -44,7 +47,10 @@ users = Table(
     Column("deleted_at", UtcDateTime),
     CheckConstraint("role IN ('passenger', 'driver')", name="role"),
 )
-"""``finder``: the open search as the phone sent it, JSON. ``msisdn`` is null once the account is anonymised."""
+"""``finder``: the open search as the phone sent it, JSON. ``msisdn`` is null once the account is anonymised.
+
+``avatar_version``: the last one heard.
+"""
 Index("ix_users_online", users.c.online)
 
 drivers = Table(
@@ -100,6 +106,14 @@ _CHANGE = (
     .values(version=users.c.version + 1)
     .returning(users.c.version)
 )
+_AFTER = (
+    select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate)
+    .outerjoin(drivers)
+    .where(users.c.id > bindparam("after"), users.c.deleted_at.is_(None))
+    .order_by(users.c.id)
+    .limit(bindparam("most"))
+)
+_COUNT = select(func.count()).select_from(users).where(users.c.deleted_at.is_(None))
 _CHANGE_FINDER = _CHANGE.values(finder_version=users.c.version + 1)
 _ENGAGED_IN = (
     select(engagements.c.match_id)
@@ -125,6 +139,15 @@ async def by_id(tx: AsyncConnection, user_id: str) -> Row[Any] | None:
     if not is_id(user_id):
         return None
     return (await tx.execute(_BY_ID, {"user_id": user_id})).first()
+
+
+async def after(tx: AsyncConnection, user_id: str, limit: int) -> Sequence[Row[Any]]:
+    """The users whose ids come after ``user_id``, as ``by_id`` shows them, in order."""
+    return (await tx.execute(_AFTER, {"after": user_id, "most": limit})).all()
+
+
+async def count(tx: AsyncConnection) -> int:
+    return int((await tx.execute(_COUNT)).scalar_one())
 
 
 async def change(tx: AsyncConnection, user_id: str, now: datetime, *conditions: Any, **values: Any) -> int | None:

@@ -62,6 +62,7 @@ _MAKERS: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
     inspect.FloatType: lambda info: _numbers(info, st.floats, allow_nan=False, allow_infinity=False),
     inspect.DateTimeType: lambda _: _MOMENTS,
     inspect.LiteralType: lambda info: st.sampled_from(info.values),
+    inspect.VarTupleType: lambda info: st.lists(_of(info.item_type), max_size=4).map(tuple),
     inspect.ListType: lambda info: st.lists(_of(info.item_type), max_size=4),
     inspect.DictType: lambda info: st.dictionaries(_of(info.key_type), _of(info.value_type), max_size=4),
     inspect.UnionType: lambda info: st.one_of(*(_of(one) for one in info.types)),

@@ -7,7 +7,16 @@ import pytest
 from sqlalchemy import select
 
 from nebengjek.contracts.geo import Location
-from nebengjek.contracts.users import UserBeacon, UserCreated, UserDriverRegistered, UserFinder, UserUpdated, Vehicle
+from nebengjek.contracts.users import (
+    AccountsAfter,
+    UserAvatarUploaded,
+    UserBeacon,
+    UserCreated,
+    UserDriverRegistered,
+    UserFinder,
+    UserUpdated,
+    Vehicle,
+)
 from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from nebengjek.users import store
 from nebengjek.users.frames import BeaconData, FinderData, PhonePoint
@@ -200,7 +209,33 @@ async def test_changes_of_the_profile_are_said_with_a_version(tmp_path: Path) ->
         await on.until(lambda: len(on.said) == 2)
         first, second = on.heard(UserUpdated)
         assert (first.full_name, first.email, first.deleted) == ("Citra", "citra@example.org", False)
+        assert (first.changed, second.changed) == (("full_name", "email"), ("email",))
         assert (second.email, second.version) == (None, first.version + 1)
+
+
+async def test_the_newest_picture_is_shown_whatever_comes_last(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        identity, _ = await on.login()
+        for version, url in ((2, "/avatars/two"), (1, "/avatars/one"), (2, "/avatars/other")):
+            await on.accounts.avatar(
+                UserAvatarUploaded(user_id=identity.user_id, version=version, avatar_url=url, file_key="x")
+            )
+            assert (await on.accounts.me(identity.user_id)).avatar_url == "/avatars/two"
+
+
+async def test_accounts_are_read_page_by_page_without_those_who_left(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        people = [(await on.login(f"+62811123456{digit}"))[0] for digit in range(4)]
+        await on.accounts.register_driver(people[1], "Budi", "car", "B 1 A")
+        await on.accounts.delete(people[2].user_id)
+        first = await on.accounts.after(AccountsAfter(limit=2))
+        rest = await on.accounts.after(AccountsAfter(after=first.items[-1].user_id, limit=2))
+        assert (first.total, rest.total) == (3, None)
+        shown = {one.user_id: one for one in (*first.items, *rest.items)}
+        assert list(shown) == sorted(people[digit].user_id for digit in (0, 1, 3))
+        driver = shown[people[1].user_id]
+        assert (driver.full_name, driver.msisdn_suffix) == ("Budi", "234561")
+        assert driver.vehicle == Vehicle(vehicle_type="car", vehicle_plate="B 1 A")
 
 
 async def test_a_name_is_a_name_whatever_is_in_it(tmp_path: Path) -> None:
