@@ -167,10 +167,22 @@ class Publishing:
 
 async def _answer_of(outcome: Outcome) -> PubAck:
     if isinstance(outcome, asyncio.Future):
-        return outcome.result() if outcome.done() else await asyncio.wait_for(outcome, PUBLISH_TIMEOUT)
+        if outcome.done():
+            return outcome.result()
+        # As wait_for, which takes another turn of the loop.
+        timer = asyncio.get_running_loop().call_later(PUBLISH_TIMEOUT, _too_late, outcome)
+        try:
+            return await outcome
+        finally:
+            timer.cancel()
     if isinstance(outcome, NebengJekError):
         raise outcome
     return outcome
+
+
+def _too_late(outcome: asyncio.Future[PubAck]) -> None:
+    if not outcome.done():
+        outcome.set_exception(TimeoutError())
 
 
 def _type_in(envelope: Envelope) -> str:

@@ -2,13 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from nats import errors as nats_errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+BEHIND = 1024 * 1024
+"""Bytes that may wait to be written."""
 
 log = structlog.stdlib.get_logger("nebengjek.bus")
+
+
+async def _nothing(_: Msg) -> None: ...
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
@@ -40,6 +48,8 @@ class ReadingClient(Client):
     def __init__(self, *, tls_only: bool) -> None:
         super().__init__()
         self._tls_only = tls_only
+        self._answers = 0
+        self._answered: Callable[[Msg], None] = lambda _: None
         self.broken_by: Exception | None = None
         """Why the last connection is no more, as far as we know; nats-py forgets it."""
 
@@ -52,6 +62,47 @@ class ReadingClient(Client):
     async def _process_op_err(self, e: Exception) -> None:
         self.broken_by = e
         await super()._process_op_err(e)
+
+    def write(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str]) -> bool:
+        """Publish in this turn of the loop, in half the time that nats-py takes to check what was checked already.
+
+        False when the connection is not up, or so far behind that whoever publishes had better wait.
+        """
+        queue, flusher = self._flush_queue, self._flusher_task
+        if not self.is_connected or self.is_draining or self._pending_data_size > BEHIND:
+            return False
+        if queue is None or flusher is None or flusher.done():
+            return False
+        lines = "".join([f"{key}: {value}\r\n" for key, value in headers.items()])
+        block = f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b""
+        sizes = f"{len(block)} {len(block) + len(data)}" if block else f"{len(data)}"
+        verb = "HPUB" if block else "PUB"
+        command = b"".join((f"{verb} {subject} {reply} {sizes}\r\n".encode(), block, data, b"\r\n"))
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(data)
+        if queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+        return True
+
+    async def take_answers(self, subject: str, answered: Callable[[Msg], None]) -> None:
+        """Call ``answered`` when a message on ``subject`` is read, in the same turn of the loop."""
+        subscription = await self.subscribe(subject, cb=_nothing)
+        self._answers, self._answered = subscription._id, answered
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if sid != self._answers:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        message = self._build_message(sid, subject, reply, data, await self._process_headers(headers))
+        try:
+            self._answered(message)
+        except Exception as error:
+            # Somebody else's nonsense must not end the reader.
+            await self._error_cb(error)
 
     def hold_off(self) -> None:
         """Pause before the next try, once: nats-py does so where the last one was not long ago."""

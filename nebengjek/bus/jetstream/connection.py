@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 from nats import errors as nats_errors
-from nats.aio.client import Client
 
 from nebengjek.bus.interface import Broker, Connection, ConnectionStatus
 from nebengjek.bus.jetstream.access import Access, Violation, violation
@@ -57,7 +56,7 @@ class NatsConnection(Broker):
         self._status_listeners: list[Callable[[ConnectionStatus], None]] = []
 
     @abstractmethod
-    async def _attach(self, client: Client) -> None:
+    async def _attach(self, client: ReadingClient) -> None:
         """Make all subscriptions on a client that has just connected."""
 
     @abstractmethod

@@ -11,7 +11,6 @@ from typing import cast
 import structlog
 from msgspec import structs
 from nats import errors as nats_errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from nebengjek.bus import interface
@@ -26,6 +25,7 @@ from nebengjek.bus.errors import (
 )
 from nebengjek.bus.interface import Connection, ConnectionStatus, CoreHandler, Subscription
 from nebengjek.bus.jetstream.access import Access, Violation, inbox_of
+from nebengjek.bus.jetstream.client import ReadingClient
 from nebengjek.bus.jetstream.connection import CLOSE_PATIENCE, NatsConnection
 from nebengjek.bus.jetstream.link import Link, Question, Received, Waiting
 from nebengjek.bus.jetstream.listening import Listening
@@ -90,7 +90,7 @@ class NatsCore(NatsConnection, Link, Line):
         self._user = access.user
         self._api = access.api
         self._request_timeout = request_timeout
-        self._attached: Client | None = None
+        self._attached: ReadingClient | None = None
         self._not_permitted: set[Violation] = set()
         self._deaf: NotPermitted | None = None
         """Set when we may not listen to our inbox: no answer could ever come."""
@@ -105,9 +105,9 @@ class NatsCore(NatsConnection, Link, Line):
 
     # -- what becomes of the connection
 
-    async def _attach(self, client: Client) -> None:
+    async def _attach(self, client: ReadingClient) -> None:
         try:
-            await client.subscribe(f"{self._inbox}.*", cb=self._replied)
+            await client.take_answers(f"{self._inbox}.*", self._replied)
             self._attached = client
             for listening in list(self._listening):
                 await listening.attach(client)
@@ -231,6 +231,12 @@ class NatsCore(NatsConnection, Link, Line):
             await listening.attach(self._attached)
         return listening
 
+    def write(self, subject: str, data: bytes, reply: str, headers: Headers) -> bool:
+        client = self._attached
+        return (
+            client is not None and self._status is ConnectionStatus.UP and client.write(subject, data, reply, headers)
+        )
+
     async def send(self, subject: str, data: bytes, *, reply: str = "", headers: Headers | None = None) -> None:
         client = self._attached
         if client is None or self._status is ConnectionStatus.CLOSED:
@@ -267,7 +273,7 @@ class NatsCore(NatsConnection, Link, Line):
         if self._deaf is not None:
             raise self._deaf
 
-    async def _replied(self, message: Msg) -> None:
+    def _replied(self, message: Msg) -> None:
         question = self._questions.get(message.subject)
         if question is not None:
             question.answered(message)

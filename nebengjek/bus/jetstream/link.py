@@ -49,6 +49,10 @@ class Link(Post):
         """Also raises MaxPayload, InvalidHeader."""
 
     @abstractmethod
+    def write(self, subject: str, data: bytes, reply: str, headers: Headers) -> bool:
+        """Send in this turn of the loop; False when only ``send`` can, which waits. All of it was checked."""
+
+    @abstractmethod
     def connected(self) -> bool: ...
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Publishing to streams: one task writes in order what was submitted, and each answer finds its publish."""
+"""Publishing to streams: written in the order in which it was submitted, and each answer finds its publish."""
 
 import asyncio
 from collections import deque
@@ -83,7 +83,8 @@ class Publisher:
     def submit(self, envelope: Envelope) -> asyncio.Future[PubAck]:
         publish = Publish(self, envelope)
         publish.reply = self._link.expect(publish)
-        self._post(publish)
+        if self._outgoing or not self._link.write(envelope.subject, envelope.data, publish.reply, envelope.headers):
+            self._post(publish)
         return publish.future
 
     def _post(self, publish: Publish) -> None:
@@ -92,7 +93,7 @@ class Publisher:
             self._wake.set_result(None)
 
     async def _send_all(self) -> None:
-        """nats-py joins what is written in one turn of the loop."""
+        """What could not be written when it was submitted."""
         loop = asyncio.get_running_loop()
         while True:
             while self._outgoing:
