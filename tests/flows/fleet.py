@@ -295,6 +295,8 @@ class Traveller(Phone):
         self.ready: dict[str, Any] = {}
         self.home: Pod | None = None
         self._life: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self._left: list[ClientConnection] = []
         self._up = asyncio.Event()
 
     # -- HTTP, over whichever pod answers
@@ -320,6 +322,8 @@ class Traveller(Phone):
             self._life.cancel()
             await asyncio.wait((self._life,))
             self._life = None
+        for socket in self._left:
+            socket.transport.abort()
 
     async def __aenter__(self) -> Self:
         return self
@@ -336,6 +340,16 @@ class Traveller(Phone):
                 self.drop()
                 await self._up.wait()
 
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def port(self) -> int:
+        """Of its end of the line."""
+        assert self._socket is not None
+        return int(self._socket.local_address[1])
+
     def drop(self) -> None:
         """The line is cut, where it is, without a word to either side."""
         self._up.clear()
@@ -343,20 +357,35 @@ class Traveller(Phone):
             self._socket.transport.abort()
             self._socket = None
 
+    def vanish(self, seconds: float) -> None:
+        """It comes back over another line; the old one stays for so long, and nobody reads it."""
+        self._up.clear()
+        socket, self._socket = self._socket, None
+        if socket is not None and self._hearing is not None:
+            self._left.append(socket)
+            asyncio.get_running_loop().call_later(seconds, socket.transport.abort)
+            self._hearing.cancel()
+
     async def _keep_connected(self) -> None:
         while True:
             query = f"?epoch={self.epoch}&last_seq={self.last_seq}" if self.epoch else ""
             url = (self.home or self.world).url.replace("http", "ws") + "/ws" + query
             with suppress(OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, EOFError, TimeoutError):
-                async with connect(
+                socket = await connect(
                     url,
                     additional_headers=self.bearer,
                     compression=None,
                     max_size=None,
                     close_timeout=1,
                     ping_interval=None,
-                ) as socket:
-                    await self._hear(socket, asked=bool(query))
+                )
+                self._hearing = asyncio.create_task(self._hear(socket, asked=bool(query)))
+                try:
+                    await asyncio.wait((self._hearing,))
+                finally:
+                    self._hearing.cancel()
+                    if socket not in self._left:
+                        await socket.close()
             await asyncio.sleep(0.02)
 
     async def _hear(self, socket: ClientConnection, *, asked: bool) -> None:
@@ -365,14 +394,17 @@ class Traveller(Phone):
                 frame = msgspec.json.decode(text)
                 if frame["event"] == "session.ready":
                     self._arrived(socket, frame["data"], asked=asked)
-                if "seq" in frame:
-                    self.last_seq = frame["seq"]
+                # No wait between the two: what was heard is known to have been heard.
+                self.frames.append(frame)
+                self.last_seq = frame.get("seq", self.last_seq)
                 async with self._news:
-                    self.frames.append(frame)
                     self._news.notify_all()
+        except ConnectionClosed:
+            pass
         finally:
-            self._up.clear()
-            self._socket = None
+            if self._socket is socket:
+                self._up.clear()
+                self._socket = None
 
     def _arrived(self, socket: ClientConnection, ready: dict[str, Any], *, asked: bool) -> None:
         self.ready = ready

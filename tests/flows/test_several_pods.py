@@ -1,6 +1,6 @@
 """Three real processes that all serve phones, on real servers: rides across them, and phones that hop between them.
 
-``TEST_PODS`` says how many times as much (1): pairs, rounds of kills.
+``TEST_PODS``: how many times as many kills and pairs (1). ``TEST_DISCONNECTS``: how often a line breaks (300).
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from tests.flows.truth import check_books, check_frames, check_locks
 pytestmark = pytest.mark.real
 
 TIMES = int(os.environ.get("TEST_PODS", "1"))
+DISCONNECTS = int(os.environ.get("TEST_DISCONNECTS", "300"))
 
 
 @pytest.fixture(scope="module")
@@ -120,4 +121,39 @@ async def test_a_rolling_restart_under_load_is_not_noticed(pods: Fleet) -> None:
     over.set()
     await asyncio.gather(*riding)
     assert min(len(pair.rides) for pair in pairs) >= 1
+    await check(pods, pairs)
+
+
+async def test_random_disconnects_during_rides_lose_double_and_reorder_nothing(pods: Fleet) -> None:
+    """Lines that break at the phone, at the server, or stay behind unread, in any moment of rides that go on."""
+    random = Random(10_000)
+    pairs = await pods.people(8)
+    over = asyncio.Event()
+
+    async def busy(pair: Pair) -> None:
+        while not over.is_set():
+            await pair.ride(points=3)
+
+    riding = [asyncio.create_task(busy(pair)) for pair in pairs]
+    disconnects = 0
+    while disconnects < DISCONNECTS:
+        await asyncio.sleep(random.expovariate(100))
+        phone = random.choice(random.choice(pairs).both)
+        if not phone.is_up:
+            continue
+        disconnects += 1
+        how = random.randrange(3)
+        if how == 0:
+            phone.drop()
+        elif how == 1:
+            pods.front.cut(phone.port)
+        else:
+            phone.vanish(random.uniform(0, 2))
+        if any(one.done() for one in riding):
+            break
+    over.set()
+    await asyncio.gather(*riding)
+    tally = await pods.tally(pairs)
+    rides = sum(len(pair.rides) for pair in pairs)
+    print(f"{disconnects} disconnects in {rides} rides: {tally}")  # noqa: T201 - what it is run for
     await check(pods, pairs)
