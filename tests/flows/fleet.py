@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, cast
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import httpx
@@ -33,6 +34,7 @@ from nebengjek.clock import ManualClock, SystemClock
 from nebengjek.database import Database
 from nebengjek.faststate import connect_redis
 from nebengjek.realtime.redis_mailbox import RedisMailbox
+from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
 from tests.flows.world import MONAS, Phone, Refused, World, moved
 
@@ -54,7 +56,7 @@ class Pod:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        self._env = {**os.environ, **env, "NATS_CLIENT_ID": pod_id}
+        self._env = env
         self._command = [sys.executable, "-m", "nebengjek", "run", "--port", str(self.port)]
         self._command += ["--modules", modules] if modules else []
         self.process: subprocess.Popen[bytes] | None = None
@@ -63,7 +65,8 @@ class Pod:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self._env, stdout=log, stderr=log)
+            env = {**os.environ, **self._env, "NATS_CLIENT_ID": self.pod_id}
+            self.process = subprocess.Popen(self._command, env=env, stdout=log, stderr=log)
 
     async def ready(self) -> None:
         """Wait until it is."""
@@ -156,13 +159,21 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
+async def _over(line: Relay, url: str) -> str:
+    """The URL of what is behind the line, by way of it."""
+    await line.open()
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{line.port}")))
+
+
 class Fleet:
-    """As much of a world as a phone needs, and the pods."""
+    """As much of a world as a phone needs, and the pods. The lines between them and NATS and Redis can be closed."""
 
     def __init__(self, given: dict[str, Any], folder: Path, modules: Sequence[str | None], **env: str) -> None:
+        self.nats_line = Relay(urlsplit(given["nats__url"]).port or 0)
+        self.redis_line = Relay(urlsplit(given["redis__url"]).port or 0)
+        self._given = given
         self.env = {
-            "NATS_URL": given["nats__url"],
-            "REDIS_URL": given["redis__url"],
             "DATABASE_URL": given["database_url"],
             "NEBENGJEK__PROFILE": "test",
             "NEBENGJEK__AUTH__OTP_DEBUG": "true",
@@ -194,6 +205,8 @@ class Fleet:
 
     async def start(self, begin: int | None = None) -> None:
         """The first ``begin`` pods, default all; the front gives nobody to one that does not run."""
+        self.env["NATS_URL"] = await _over(self.nats_line, self._given["nats__url"])
+        self.env["REDIS_URL"] = await _over(self.redis_line, self._given["redis__url"])
         for pod in self.pods[:begin]:
             pod.start()
         for pod in self.pods[:begin]:
@@ -207,6 +220,8 @@ class Fleet:
         for pod in self.pods:
             pod.kill()
             await pod.http.aclose()
+        await self.nats_line.close()
+        await self.redis_line.close()
         await self.http.aclose()
         await self.broker.close()
         await self.redis.aclose()

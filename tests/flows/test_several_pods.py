@@ -1,23 +1,28 @@
 """Three real processes that all serve phones, on real servers: rides across them, and phones that hop between them.
 
-``TEST_PODS``: how many times as many kills and pairs (1). ``TEST_DISCONNECTS``: how often a line breaks (300).
+``TEST_PODS``: how many times as many kills and pairs (1). ``TEST_DISCONNECTS``: how often a line breaks (200).
+``TEST_OUTAGE``: for how many seconds Redis or NATS is away (4).
 """
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from random import Random
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
-from tests.flows.fleet import Fleet, Pair, fleet
+from tests.flows.fleet import Fleet, Pair, Traveller, fleet
 from tests.flows.truth import check_books, check_frames, check_locks
 
 pytestmark = pytest.mark.real
 
 TIMES = int(os.environ.get("TEST_PODS", "1"))
-DISCONNECTS = int(os.environ.get("TEST_DISCONNECTS", "300"))
+AWAY = float(os.environ.get("TEST_OUTAGE", "4"))
+DISCONNECTS = int(os.environ.get("TEST_DISCONNECTS", "200"))
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +162,69 @@ async def test_random_disconnects_during_rides_lose_double_and_reorder_nothing(p
     rides = sum(len(pair.rides) for pair in pairs)
     print(f"{disconnects} disconnects in {rides} rides: {tally}")  # noqa: T201 - what it is run for
     await check(pods, pairs)
+
+
+async def ride_through(pods: Fleet, away: Relay, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    """Pairs in the middle of their rides, and the relay is shut for a while."""
+    pairs = await pods.people(6)
+    over = asyncio.Event()
+
+    async def busy(pair: Pair) -> None:
+        while not over.is_set():
+            await pair.ride(points=3)
+
+    riding = [asyncio.create_task(busy(pair)) for pair in pairs]
+    for pair in pairs:
+        await pair.driver.expect("ride.pickup")
+    connections = [phone.connections for pair in pairs for phone in pair.both]
+    await away.close()
+    _, _ = await asyncio.gather(meanwhile(), asyncio.sleep(AWAY))
+    # Who is connected stays.
+    assert [phone.connections for pair in pairs for phone in pair.both] == connections
+    await away.open()
+    over.set()
+    await asyncio.gather(*riding)
+    await check(pods, pairs)
+
+
+async def code_of(phone: Traveller, event: str, data: dict[str, Any]) -> str | None:
+    """Say it once; the code of the refusal, None = it was accepted."""
+    frame_id = str(uuid4())
+    await phone.tell(event, data, frame_id)
+    answer = await phone.find(lambda frame: frame["event"] in ("ack", "error") and frame["data"].get("id") == frame_id)
+    code: str | None = answer["data"].get("code")
+    return code
+
+
+async def test_redis_is_away_for_a_while(pods: Fleet) -> None:
+    (pair,) = await pods.people(1)
+    await pair.ride(before="start")
+
+    async def meanwhile() -> None:
+        assert await code_of(pair.driver, "ride.start", {"ride_id": pair.ride_id}) == "UNAVAILABLE"
+
+    await ride_through(pods, pods.redis_line, meanwhile)
+    await pair.ride(begin="start")
+    await pair.go_home()
+
+
+async def test_nats_is_away_for_a_while(pods: Fleet) -> None:
+    waiting, asking = await pods.people(2)
+    await asking.ride(before="start")
+
+    async def meanwhile() -> None:
+        # What is written down is accepted, and said when the bus is back; what must be asked is refused.
+        await waiting.beacon()
+        await waiting.finder()
+        for phone in waiting.both:
+            await phone.has(1)
+        assert await code_of(asking.driver, "ride.start", {"ride_id": asking.ride_id}) == "UNAVAILABLE"
+        # Points wait or are refused; what the phone says later is taken.
+        for _ in range(50):
+            await asking.driver.tell("location.update", {"location": asking.here()})
+
+    await ride_through(pods, pods.nats_line, meanwhile)
+    await waiting.ride(begin="found")
+    await asking.ride(begin="driver is there")
+    for pair in (waiting, asking):
+        await pair.go_home()
