@@ -327,6 +327,12 @@ class Traveller(Phone):
 
     # -- socket
 
+    def twin(self) -> "Traveller":
+        """Another phone of the same user, with the same token."""
+        other = Traveller(self.world)
+        other.user_id, other.token = self.user_id, self.token
+        return other
+
     def travel(self) -> None:
         """From now on connected, but for the moments when it is not."""
         self._life = asyncio.create_task(self._keep_connected(), name=f"phone {self.msisdn}")

@@ -17,6 +17,7 @@ from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
 from tests.flows.fleet import Fleet, Pair, Traveller, fleet
 from tests.flows.truth import check_books, check_frames, check_locks
+from tests.flows.world import BUNDARAN_HI, Refused
 
 pytestmark = pytest.mark.real
 
@@ -112,7 +113,7 @@ async def test_a_pod_that_is_killed_in_the_middle_of_every_step_takes_nothing_al
 
 
 async def test_a_rolling_restart_under_load_is_not_noticed(pods: Fleet) -> None:
-    pairs = await pods.people(4 * TIMES)
+    pairs = await pods.people(3 * TIMES)
     over = asyncio.Event()
 
     async def busy(pair: Pair) -> None:
@@ -162,6 +163,72 @@ async def test_random_disconnects_during_rides_lose_double_and_reorder_nothing(p
     rides = sum(len(pair.rides) for pair in pairs)
     print(f"{disconnects} disconnects in {rides} rides: {tally}")  # noqa: T201 - what it is run for
     await check(pods, pairs)
+
+
+async def test_a_frame_id_repeated_on_another_pod_has_one_effect(pods: Fleet) -> None:
+    (pair,) = await pods.people(1)
+    sought = {"is_active": True, "location": pair.here(), "target_location": BUNDARAN_HI}
+    passenger = pair.passenger
+    answers = []
+    for pod in pods.pods:
+        await passenger.lives_on(pod)
+        answers.append(await passenger.say("user.finder", sought, "the same"))
+    assert [(answer["id"], answer["is_active"]) for answer in answers] == [("the same", True)] * 3
+    await passenger.lives_on(pods.pods[0])
+    with pytest.raises(Refused) as refused:
+        await passenger.say("user.finder", {"is_active": False}, "the same")
+    assert refused.value.code == "ID_REUSED"
+    await pods.quiet()
+    assert passenger.count("user.finder") == 1
+    await passenger.say("user.finder", {"is_active": False})
+    await check(pods, [pair])
+
+
+async def test_both_sockets_of_a_user_hear_everything_on_two_pods(pods: Fleet) -> None:
+    (pair,) = await pods.people(1)
+    twins = [pair.passenger.twin(), pair.driver.twin()]
+    for twin, phone in zip(twins, (pair.passenger, pair.driver), strict=True):
+        twin.travel()
+        await twin.lives_on(pods.pods[0])
+        await phone.lives_on(pods.pods[1])
+    await pair.ride()
+    # One of two ends: the other goes on, and hears what is said from now on.
+    for twin in twins:
+        await twin.expect("ride.completed", ride_id=pair.ride_id)
+        check_frames(twin.durable)
+    await pair.driver.go_home()
+    pair.driver, pair.rides = twins[1], []
+    await pair.ride(before="driver accepts")
+    for phone in (*pair.both, twins[0]):
+        await phone.say("match.reject", {"match_id": pair.match_id})
+        await phone.expect("match.rejected", match_id=pair.match_id)
+    await check(pods, [pair])
+    await twins[0].go_home()
+
+
+@pytest.mark.parametrize("position", ["from the future", "negative", "of another user"])
+async def test_a_position_that_no_mailbox_knows_is_reset_with_all_that_is_going_on(pods: Fleet, position: str) -> None:
+    (pair,) = await pods.people(1)
+    await pair.ride(before="driver accepts")
+    await pods.quiet()
+    asks = {
+        "from the future": (pair.passenger.epoch, pair.passenger.last_seq + 1),
+        "negative": (pair.passenger.epoch, -1),
+        "of another user": (pair.driver.epoch, pair.driver.last_seq),
+    }
+    for pod in pods.pods:
+        phone = pair.passenger.twin()
+        phone.home = pod
+        phone.epoch, phone.last_seq = asks[position]
+        phone.travel()
+        await phone.find(lambda frame: frame["event"] == "session.ready")
+        assert (phone.ready["replay"], phone.ready["last_seq"]) == ("reset", pair.passenger.last_seq)
+        assert [match["match_id"] for match in phone.ready["proposals"]] == [pair.match_id]
+        assert phone.ready["finder"]["is_active"]
+        await phone.go_home()
+    await pair.passenger.say("match.reject", {"match_id": pair.match_id})
+    await pair.passenger.say("user.finder", {"is_active": False})
+    await check(pods, [pair])
 
 
 async def ride_through(pods: Fleet, away: Relay, meanwhile: Callable[[], Awaitable[None]]) -> None:
