@@ -249,6 +249,52 @@ async def test_a_quiet_stream_is_kept_open_with_comments_and_ends_with_the_serve
             await reader.over()
 
 
+async def test_a_stream_ends_with_the_login(backend: Backend) -> None:
+    async with chatting(backend, ping_seconds=0.05) as world:
+        ani, budi = await world.passenger(), await world.passenger()
+        async with reading(ani, "s1") as reader, reading(budi, "s2") as other:
+            await ani.ask("POST", "/auth/logout", {"refresh_token": ani.refresh_token})
+            await reader.over()
+            assert not other.ended
+            world.clock.advance(25 * 3600)
+            await other.over()
+
+
+async def test_who_deletes_his_account_takes_his_words_along(backend: Backend) -> None:
+    said = script("forget me")
+    async with chatting(backend) as world:
+        ani = await world.passenger()
+        await ask(ani, "s1", "forget me")
+        await said.say("never", None)
+        await ani.expect("chat.message")
+        await ani.ask("DELETE", "/users/me")
+        await world.quiet()
+        budi = await world.passenger()
+        # The id is anybody's again, and nothing is in it.
+        await ask(budi, "s1", "mine now")
+        assert [item["text"] for item in (await budi.ask("GET", "/chat/s1/messages"))["items"]][-1] == "mine now"
+
+
+async def test_an_answer_whose_process_ended_is_begun_anew_by_the_next_one(backend: Backend) -> None:
+    said = script("night")
+    async with backend.own_world(
+        plugins=CHAT, plugin={"chat": settings(redeliver_after=1)}, nats__drain_timeout=0.2
+    ) as world:
+        ani = await world.passenger()
+        async with reading(ani, "s1") as reader:
+            message_id = await ask(ani, "s1", "night")
+            await said.say("half ")
+            await reader.find(lambda _: reader.text(message_id) == "half ")
+            await ani.disconnect()
+            await world.restart()
+            await reader.over()
+        async with reading(ani, "s1", last_event_id=reader.last_id) as again:
+            await said.say("a whole one", None, attempt=2)
+            whole = (await again.expect("message_complete", reply_to=message_id)).data
+            assert whole["text"] == again.text(message_id) == "a whole one"
+            assert [one["chunk_type"] for one in again.of("chunk")].count("system") == 1
+
+
 def _hub(world: World) -> Any:
     (module,) = (one for one in world.app.modules if one.name == "chat")
     assert module.closing is not None

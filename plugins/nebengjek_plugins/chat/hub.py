@@ -18,6 +18,7 @@ from msgspec import structs
 from nebengjek.bus.errors import BusError
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
+from nebengjek.contracts.users import UserSessionEnded
 from nebengjek.database import Database
 from nebengjek.errors import Unavailable
 from nebengjek.realtime.delivery import Delivery
@@ -52,6 +53,8 @@ HEAL_AFTER = 1.0
 """Seconds after which an answer that is stored is taken from there, if its chunks have not come."""
 ASK_AGAIN = 1.0
 DONE_KEPT = 60.0
+LOGIN_KEPT = 3600.0
+"""Longer than a reader takes to notice."""
 
 log = structlog.stdlib.get_logger("nebengjek.chat")
 
@@ -167,6 +170,8 @@ class Hub:
         self.pod_id = pod_id
         self.rooms: dict[str, Room] = {}
         self.closing = False
+        self.ended_logins: dict[str, float] = {}
+        """Logins that ended while they might still be reading, and when."""
         self._bus = bus
         self._database = database
         self._delivery = delivery
@@ -199,6 +204,14 @@ class Hub:
     def close(self) -> None:
         """All readers are sent away: they come again elsewhere."""
         self.closing = True
+        for room in self.rooms.values():
+            room.wake()
+
+    async def login_ended(self, event: UserSessionEnded) -> None:
+        """The streams of this login end, as its sockets do."""
+        now = self._clock.seconds()
+        self.ended_logins = {one: at for one, at in self.ended_logins.items() if now - at < LOGIN_KEPT}
+        self.ended_logins[event.session_id] = now
         for room in self.rooms.values():
             room.wake()
 

@@ -19,6 +19,7 @@ from nebengjek.contracts.rides import (
     RideOfUser,
     RidePickup,
 )
+from nebengjek.contracts.users import UserSessionEnded, UserUpdated
 from nebengjek.database import Database
 from nebengjek.faststate import FastState
 from nebengjek.module import Module, every, on, watch
@@ -126,8 +127,14 @@ def chat(
             on(RidePickup, rides.pickup),
             on(RideCompleted, rides.ended),
             on(RideCancelled, rides.ended),
+            on(UserUpdated, service.user_changed),
         ],
-        watches=[watch(ChatMessage, hub.stored), watch(ChatAnswered, hub.stored), watch(ChatMarked, hub.marked)],
+        watches=[
+            watch(ChatMessage, hub.stored),
+            watch(ChatAnswered, hub.stored),
+            watch(ChatMarked, hub.marked),
+            watch(UserSessionEnded, hub.login_ended),
+        ],
         listens=[
             _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read_chunks),
             _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read_chunks),

@@ -18,6 +18,7 @@ from litestar.types import Receive, Scope, Send
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
+from nebengjek.web import Identity
 from nebengjek_plugins.chat import store
 from nebengjek_plugins.chat.contracts import ATTEMPT, RESTART, Message, attempt_of
 from nebengjek_plugins.chat.hub import Entry, Hub, Room, error_chunk, piece
@@ -88,11 +89,12 @@ class Reading:
         clock: Clock,
         settings: ChatSettings,
         session: Session,
-        user_id: str,
+        identity: Identity,
     ) -> None:
         self._hub = hub
         self._service = service
-        self._user_id = user_id
+        self._identity = identity
+        self._user_id = identity.user_id
         self._marked = 0
         self._sent = 0
         self._database = database
@@ -101,7 +103,7 @@ class Reading:
         self._session = session
 
     async def events(self, last_event_id: str | None) -> AsyncGenerator[bytes, None]:
-        """Bytes to send, a ping where nothing is said; ends when the pod sends its readers away."""
+        """Bytes to send, a ping where nothing is said; ends with the login, or when the pod sends its readers away."""
         reader_id = uuid7()
         room = await self._hub.enter(self._session, reader_id)
         try:
@@ -120,7 +122,7 @@ class Reading:
             async for data in self._catch_up(room, cursor):
                 yield data
             await self._delivered(cursor.number)
-            while not self._hub.closing:
+            while not self._over:
                 news = room.news
                 entries = room.since(place)
                 if entries is None:
@@ -143,6 +145,13 @@ class Reading:
             with CancelScope(shield=True):
                 await self._hub.leave(room, reader_id)
                 await self._delivered(self._sent)
+
+    @property
+    def _over(self) -> bool:
+        """The pod closes, or who reads is not logged in any more."""
+        login = self._identity
+        ended = login.session_id in self._hub.ended_logins or login.expires_at <= self._clock.now()
+        return self._hub.closing or ended
 
     async def _delivered(self, number: int) -> None:
         """What was sent to a party of a ride is on his phone: also if he hung up as soon as he had it."""

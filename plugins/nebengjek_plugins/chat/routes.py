@@ -164,7 +164,7 @@ class ChatController(Controller):
     ) -> ASGIApp:
         """Server-sent events; ``Last-Event-ID`` (or the query's ``last_event_id``) goes on where you were."""
         session = await self.service.enter(user.user_id, session_token(session_id))
-        reading = Reading(self.hub, self.service, self.database, self.clock, self.settings, session, user.user_id)
+        reading = Reading(self.hub, self.service, self.database, self.clock, self.settings, session, user)
         return EventStream(reading.events(request.headers.get("last-event-id") or last_event_id))
 
     @get("/{session_id:str}/messages")

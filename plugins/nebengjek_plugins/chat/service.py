@@ -9,6 +9,7 @@ from nebengjek.bus.messaging import MessageBus
 from nebengjek.bus.tracing import current, new_trace
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import uuid7
+from nebengjek.contracts.users import UserUpdated
 from nebengjek.database import Database
 from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
 from nebengjek.faststate import FastState
@@ -324,6 +325,12 @@ class ChatService:
                     tx, ChatMarked(session_id=session.session_id, marks=raised, recipients=others)
                 )
         return raised
+
+    async def user_changed(self, event: UserUpdated) -> None:
+        """Who deletes his account takes his words along."""
+        if event.deleted:
+            async with self._database.begin() as tx:
+                await store.forget_user(tx, event.user_id)
 
     async def forget_old(self) -> None:
         """Once an hour: what is older than the settings say."""

@@ -197,6 +197,15 @@ async def forget_before(tx: AsyncConnection, moment: datetime) -> int:
     return gone
 
 
+async def forget_user(tx: AsyncConnection, user_id: str) -> None:
+    """His questions and their answers go; of what he wrote to others the words do."""
+    own = select(sessions.c.session_id).where(sessions.c.owner_id == user_id, sessions.c.kind == "desk")
+    await tx.execute(delete(messages).where(messages.c.session_id.in_(own)))
+    await tx.execute(delete(handovers).where(handovers.c.session_id.in_(own)))
+    await tx.execute(delete(sessions).where(sessions.c.owner_id == user_id, sessions.c.kind == "desk"))
+    await tx.execute(update(messages).where(messages.c.sender_id == user_id).values(text=""))
+
+
 # -- marks
 
 
