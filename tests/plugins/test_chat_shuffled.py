@@ -1,6 +1,5 @@
 """Chat passes when every event is handled twice and in any order: questions too, so attempts overtake each other."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,5 +16,5 @@ from tests.plugins.test_chat_rides import (  # noqa: F401
 
 
 @pytest.fixture(scope="module")
-def backend(runner: object, tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Backend]:
+def backend(runner: object, tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Backend:
     return Shuffled(tmp_path_factory.mktemp("shuffled"), sqlite_template, 1, None)
