@@ -1,13 +1,11 @@
-"""(c) Whole rides per second, CPU seconds per ride, memory per connected phone.
+"""(c) Whole rides per second, CPU seconds per ride.
 
 Each ride is: beacon, finder, two acceptances, start, ten points of each phone, arrival, payment. Pairs are far apart,
 so each finds its own. The ceiling for rides: bare commits per second of SQLite by the same engine, in the same run.
-The peer for memory: a bare ASGI application that holds the same sockets.
 """
 
 import argparse
 import asyncio
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -18,7 +16,7 @@ from sqlalchemy import text
 
 from benchmarks.people import Person, crowd
 from benchmarks.servers import backend
-from benchmarks.wire import Child, RawSocket, child, free_port, open_socket
+from benchmarks.wire import Child
 from nebengjek.database import Database
 
 POINTS = 10
@@ -85,32 +83,10 @@ async def commits() -> float:
         return count / (time.perf_counter() - began)
 
 
-async def memory(server: Child, tokens: list[str]) -> float:
-    """KB of resident memory per socket."""
-
-    def ignore(_: RawSocket, __: bytes) -> None: ...
-
-    warm = [await open_socket(server.port, "/ws", token, ignore) for token in tokens[:50]]
-    await asyncio.sleep(0.5)
-    before = server.rss_kb()
-    held = [await open_socket(server.port, "/ws", token, ignore) for token in tokens[50:]]
-    await asyncio.sleep(1.0)
-    used = (server.rss_kb() - before) / len(held)
-    for peer in warm + held:
-        assert peer.transport is not None
-        peer.transport.close()
-    return used
-
-
-async def tokens_of(server: Child, count: int) -> list[str]:
-    return [person.token for person in await crowd(server, 200_000, count, driver=False)]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rides", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=16)
-    parser.add_argument("--sockets", type=int, default=1000)
     parser.add_argument("--backend", choices=["embedded", "real"], default="embedded")
     options = parser.parse_args()
     with backend(options.backend) as server:
@@ -118,13 +94,6 @@ def main() -> int:
     ceiling = uvloop.run(commits())
     print(f"{options.backend}: {per_second:.1f} rides per second, {cpu * 1000:.0f} ms CPU per ride")
     print(f"  bare commits: {ceiling:.0f} per second; a ride takes the time of {ceiling / per_second:.0f} of them")
-    with backend("embedded") as server:
-        tokens = uvloop.run(tokens_of(server, options.sockets))
-        ours = uvloop.run(memory(server, tokens))
-    port = free_port()
-    with child([sys.executable, "-m", "benchmarks.echo", str(port)], port, ready=None) as server:
-        bare = uvloop.run(memory(server, ["none"] * options.sockets))
-    print(f"memory per phone: {ours:.0f} KB, bare server {bare:.0f} KB, ratio {ours / bare:.2f}")
     return 0
 
 
