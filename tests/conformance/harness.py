@@ -37,6 +37,8 @@ class Harness(ABC):
     """
 
     jitter: float = 0.02
+    reconnect_wait = 0.05
+    """Seconds between two tries of the connections that are made next, where trying takes time."""
 
     def __init__(self) -> None:
         self._brokers: list[Broker] = []
@@ -156,10 +158,9 @@ class MemoryHarness(Harness):
 class NatsHarness(Harness):
     """Connections go through a relay of our own, which can break them.
 
-    Each harness has an account of the server for itself. ``reconnect_wait``: of the connections that are made next.
+    Each harness has an account of the server for itself. ``ping_interval``: of the connections that are made next.
     """
 
-    reconnect_wait = 0.05
     ping_interval = 5.0
 
     def __init__(self, server: NatsServer) -> None:

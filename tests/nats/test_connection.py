@@ -99,14 +99,14 @@ async def test_loops_go_on_within_two_seconds_of_the_servers_return(tmp_path: Pa
     ear = Ear()
     with nats_server() as server:
         async with bus_at(server.url, tmp_path, hears=[on(Noted, ear)]) as bus:
-            for n, away in enumerate((0.0, 1.0, 2.6)):
+            for n, away in enumerate((0.0, 1.3)):
                 await stop(server, bus)
                 await asyncio.sleep(away)
                 await asyncio.to_thread(server.start)
                 async with at_most(2.0):
                     assert isinstance(await bus.publish(Noted(n=n)), PubAck)
                     await ear.hears(n)
-            assert ear.heard == [0, 1, 2]
+            assert ear.heard == [0, 1]
 
 
 async def test_a_publish_while_the_server_is_away_waits_and_is_stored_once(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ async def test_it_is_tried_again_for_ever_and_never_at_one_moment() -> None:
 
     listening = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    wait = 0.2
+    wait = 0.1
     broker = JetStreamBroker(f"nats://127.0.0.1:{port}", name="t", reconnect_wait=wait, connect_timeout=0.2)
     await broker.connect()
     await asyncio.wait_for(enough.wait(), 20)
@@ -178,7 +178,7 @@ async def test_it_is_tried_again_for_ever_and_never_at_one_moment() -> None:
     await listening.wait_closed()
     gaps = [after - before for before, after in pairwise(moments)]
     assert min(gaps) >= wait / 2
-    assert pstdev(gaps) > 0.01
+    assert pstdev(gaps) > 0.005
     # Somebody else may have had the machine for a while, but not each time.
     assert min(gaps) < wait
 
