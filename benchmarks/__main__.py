@@ -11,6 +11,7 @@ RUNS = (
     ["benchmarks.rides", "--backend", "real"],
     ["benchmarks.sockets"],
     ["benchmarks.sockets", "--pods"],
+    ["benchmarks.sockets", "--deflate"],
     ["benchmarks.chat"],
     ["benchmarks.chat", "--backend", "real"],
     ["benchmarks.bus"],

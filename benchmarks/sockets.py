@@ -1,8 +1,8 @@
 """(d) Thousands of phones on one process: what one costs, how soon it hears, how it comes back.
 
 Every figure beside its peer, in the same run: the bare ASGI application of benchmarks.echo, which holds the same
-sockets and answers the same frames on the same server. ``--pods``: also across two pods on real servers. Over 300
-lines because each figure needs its own few of phones.
+sockets and answers the same frames on the same server. ``--pods``: delivery on and across two pods on real servers, and
+nothing else; ``--deflate``: memory with permessage-deflate. Over 300 lines because each figure needs its own phones.
 """
 
 import argparse
