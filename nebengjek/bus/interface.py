@@ -123,7 +123,7 @@ class Broker(ABC):
         return Connection(status=self.status, where=self.where)
 
     async def account(self) -> Account:
-        """What we may use; a broker in this process sets no limit. Raises ApiError 10039 (no JetStream here)."""
+        """What we may use, without a limit unless somebody set one. Raises ApiError 10039 (no JetStream here)."""
         return Account()
 
     @abstractmethod

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus import tables
 from nebengjek.bus.handling import Context
-from nebengjek.bus.interface import Broker
+from nebengjek.bus.interface import Allowance, Broker
 from nebengjek.bus.memory.broker import MemoryBroker
 from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messaging import MessageBus
@@ -177,6 +177,9 @@ class LoopHarness(MemoryHarness):
 
     def _make(self) -> Broker:
         return MemoryBroker(self.server)
+
+    async def limit(self, allowed: Allowance) -> None:
+        self.server = MemoryServer(allowed=allowed)
 
     async def advance(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -3,14 +3,14 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pytest
 
 from nebengjek.bus.deliveries import Batch, PullStatus
-from nebengjek.bus.interface import Broker, ConnectionStatus
+from nebengjek.bus.interface import Allowance, Broker, ConnectionStatus
 from nebengjek.bus.jetstream.broker import JetStreamBroker
 from nebengjek.bus.memory.broker import MemoryBroker
 from nebengjek.bus.memory.clock import VirtualClock
@@ -18,7 +18,7 @@ from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messages import CoreMessage, PubAck
 from nebengjek.bus.specs import ConsumerSpec, StreamSpec
 from tests.lateness import Lateness
-from tests.servers import NatsServer
+from tests.servers import NatsServer, nats_server
 
 R = TypeVar("R")
 
@@ -73,6 +73,10 @@ class Harness(ABC):
 
     @abstractmethod
     def _make(self) -> Broker: ...
+
+    @abstractmethod
+    async def limit(self, allowed: Allowance) -> None:
+        """The connections that are made from now on belong to an account that may use no more than this."""
 
     @abstractmethod
     async def advance(self, seconds: float) -> None:
@@ -140,6 +144,9 @@ class MemoryHarness(Harness):
     def _make(self) -> Broker:
         return MemoryBroker(self._server)
 
+    async def limit(self, allowed: Allowance) -> None:
+        self._server = MemoryServer(self._clock, allowed)
+
     async def advance(self, seconds: float) -> None:
         await self._clock.advance(seconds)
 
@@ -168,9 +175,10 @@ class NatsHarness(Harness):
         self._server = server
         self._stopped = False
         self._lateness = Lateness()
+        self._limited = ExitStack()
 
     async def __aenter__(self) -> Harness:
-        self.account = self._server.fresh_account()
+        self.account, self._port = self._server.fresh_account(), self._server.port
         self._relay = Relay(self._server.port)
         self._lateness = Lateness()
         await self._lateness.__aenter__()
@@ -192,13 +200,24 @@ class NatsHarness(Harness):
         for info in await sweeper.streams():
             await sweeper.delete_stream(info.spec.name)
         await sweeper.close()
+        await asyncio.to_thread(self._limited.close)
+
+    async def limit(self, allowed: Allowance) -> None:
+        limits = {"max_mem": allowed.memory, "max_file": allowed.storage, "max_streams": allowed.streams}
+        said = ", ".join(f"{name}: {value}" for name, value in (limits | {"max_consumers": allowed.consumers}).items())
+        access = f"accounts {{ L {{ jetstream {{ {said} }}, users: [{{ user: l, password: x }}] }} }}, no_auth_user: l"
+        server = await asyncio.to_thread(self._limited.enter_context, nats_server(access=access))
+        await self._relay.close()
+        self.account, self._port = server.url, server.port
+        self._relay = Relay(server.port)
+        await self._relay.open()
 
     @property
     def was_late(self) -> bool:
         return self._lateness.seconds > LATE / 10
 
     def _make(self) -> Broker:
-        url = self.account.replace(str(self._server.port), str(self._relay.port))
+        url = self.account.replace(str(self._port), str(self._relay.port))
         return JetStreamBroker(
             url,
             name="conformance",

@@ -22,7 +22,7 @@ from nebengjek.bus.errors import (
     PublishRefused,
     RequestTimeout,
 )
-from nebengjek.bus.interface import Broker, ConnectionStatus, CoreHandler, Outcome, Subscription
+from nebengjek.bus.interface import Account, Broker, ConnectionStatus, CoreHandler, Outcome, Subscription
 from nebengjek.bus.memory.consumer import MemoryConsumer
 from nebengjek.bus.memory.core import CoreSubscription
 from nebengjek.bus.memory.delivery import MemoryDelivery
@@ -156,6 +156,10 @@ class MemoryBroker(Broker, Line, Attached):
         return self._check_up().consumer(stream, name)
 
     # -- streams
+
+    async def account(self) -> Account:
+        quota = self._check_up().quota
+        return quota.account() if quota is not None else await super().account()
 
     async def create_stream(self, spec: StreamSpec) -> StreamInfo:
         spec = check_stream(spec)

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 
 from nebengjek.bus.errors import ApiError, PublishRefused
+from nebengjek.bus.interface import Allowance
 from nebengjek.bus.memory.clock import BrokerClock, LoopClock
 from nebengjek.bus.memory.consumer import MemoryConsumer
 from nebengjek.bus.memory.core import CoreRouter
 from nebengjek.bus.memory.push import FLOW_PREFIX, heard_by_consumer
+from nebengjek.bus.memory.quota import Quota
 from nebengjek.bus.memory.stream import MemoryStream
 from nebengjek.bus.memory.subjects import SubjectTable
 from nebengjek.bus.messages import Envelope, Headers, check_headers
@@ -36,12 +38,17 @@ class Attached(ABC):
 
 
 class MemoryServer:
-    """Streams, consumers and who listens. ``clock``: real time, or a ``VirtualClock`` that a test moves."""
+    """Streams, consumers and who listens.
 
-    def __init__(self, clock: BrokerClock | None = None) -> None:
+    ``clock``: real time, or a ``VirtualClock`` that a test moves. ``allowed``: what may be used, without a limit unless
+    it is said.
+    """
+
+    def __init__(self, clock: BrokerClock | None = None, allowed: Allowance | None = None) -> None:
         self.clock = clock or LoopClock()
         self.running = True
         self.core = CoreRouter()
+        self.quota = Quota(allowed, lambda: [one.info() for one in self.streams()]) if allowed is not None else None
         self._streams: dict[str, MemoryStream] = {}
         self._takers: SubjectTable[MemoryStream] = SubjectTable()
         self._connections: set[Attached] = set()
@@ -140,14 +147,16 @@ class MemoryServer:
         return sorted(self._streams.values(), key=lambda stream: stream.name)
 
     def create_stream(self, spec: StreamSpec) -> MemoryStream:
-        """``spec`` was checked. Raises ApiError 10058, 10065."""
+        """``spec`` was checked. Raises ApiError 10058, 10065, and what ``Quota.check_stream`` says."""
         existing = self._streams.get(spec.name)
         if existing is not None:
             if existing.spec != spec:
                 raise ApiError(10058, "stream name already in use with a different configuration")
             return existing
         self._check_overlap(spec)
-        stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise, self.core)
+        if self.quota is not None:
+            self.quota.check_stream(spec)
+        stream = self._streams[spec.name] = MemoryStream(spec, self.clock, self.advise, self.core, self.quota)
         self._enter(stream)
         self._advise_stream(spec.name, "CREATED", "create")
         return stream
@@ -156,6 +165,8 @@ class MemoryServer:
         """``spec`` was checked. Raises ApiError 10052, 10059, 10065."""
         stream = self.stream(spec.name)
         self._check_overlap(spec)
+        if self.quota is not None:
+            self.quota.check_stream(spec)
         stream.update(spec)
         self._takers.remove(stream)
         self._enter(stream)

@@ -22,6 +22,7 @@ from nebengjek.bus.memory.consumer import MemoryConsumer, StreamSide
 from nebengjek.bus.memory.core import CoreRouter
 from nebengjek.bus.memory.delivery import Stored
 from nebengjek.bus.memory.push import Pusher
+from nebengjek.bus.memory.quota import Quota
 from nebengjek.bus.memory.subjects import SubjectTable
 from nebengjek.bus.messages import (
     EXPECTED_LAST_MSG_ID,
@@ -54,7 +55,9 @@ class _Ids(Struct):
 class MemoryStream(StreamSide):
     """Messages by sequence. Removing one costs the same wherever it lies; the first sequence only moves up."""
 
-    def __init__(self, spec: StreamSpec, clock: BrokerClock, advise: Advise, core: CoreRouter) -> None:
+    def __init__(
+        self, spec: StreamSpec, clock: BrokerClock, advise: Advise, core: CoreRouter, quota: Quota | None
+    ) -> None:
         self.name = spec.name
         self.spec = spec
         self.clock = clock
@@ -62,6 +65,7 @@ class MemoryStream(StreamSide):
         self.consumers: dict[str, MemoryConsumer] = {}
         self._advise = advise
         self._core = core
+        self._quota = quota
         self._messages: dict[int, Stored] = {}
         self._first_seq = 1
         self._bytes = 0
@@ -103,7 +107,7 @@ class MemoryStream(StreamSide):
     def publish(self, envelope: Envelope, takers: tuple[MemoryConsumer, ...], now: float) -> PubAck:
         """Store it, in the order of checks of rule P2; ``takers``: what ``takers.match`` says of its subject.
 
-        Raises PublishRefused 10054, 10060, 10070, 10071, 10077.
+        Raises PublishRefused 10002, 10054, 10060, 10070, 10071, 10077.
         """
         subject, data, headers = envelope.subject, envelope.data, envelope.headers
         header_bytes = envelope.header_bytes
@@ -125,6 +129,8 @@ class MemoryStream(StreamSide):
         if size > self._max_size:
             raise PublishRefused(10054, "message size exceeds maximum allowed")
         size += len(subject) + self._overhead + (4 if header_bytes and self._overhead == 30 else 0)
+        if self._quota is not None:
+            self._quota.check_room(self.spec.storage, size)
         seq = self.last_seq + 1
         if takers or not self._interest:
             if self._refuses:
@@ -351,6 +357,8 @@ class MemoryStream(StreamSide):
             return existing
         if 0 < self.spec.max_consumers <= len(self.consumers):
             raise ApiError(10026, "maximum consumers limit reached")
+        if self._quota is not None:
+            self._quota.check_consumers(len(self.consumers))
         self._check_cycle(spec)
         self._check_work_queue(spec, None)
         claims_from = 0 if self._removes else self.last_seq
