@@ -24,7 +24,7 @@ from nebengjek.asking import Failure, Unreachable, show_json, show_table
 from nebengjek.errors import Misconfigured, NebengJekError, Unavailable
 from nebengjek.lock import exclusive, lock_path
 from nebengjek.log import configure
-from nebengjek.operating import consumers, dead_letters, pods, streams
+from nebengjek.operating import consumers, dead_letters, pods, search, streams
 from nebengjek.settings import Settings, given, load, masked
 from nebengjek.workers import listen, serve_many
 
@@ -79,7 +79,7 @@ EXAMPLES = "\n\n".join(f"[dim]{what + ':':<17}[/dim] [cyan]{line}[/cyan]" for wh
 )
 @click.version_option(version("nebengjek"), prog_name="nebengjek")
 @click.command_panel("Ride", commands=["run", "demo", "simulate"])
-@click.command_panel("Look after a running server", commands=["streams", "consumers", "dead-letters", "pods"])
+@click.command_panel("Look after a running server", commands=["streams", "consumers", "dead-letters", "pods", "search"])
 @click.command_panel("Set up", commands=["settings", "db", "plugins", "asyncapi", "nats-permissions"])
 def cli(settings: Path | None) -> None:
     """NebengJek: ride-hailing, one command on a laptop, many machines in a city.
@@ -93,7 +93,7 @@ def _settings() -> Settings:
     return load(get_current_context().find_root().params["settings"], os.environ)
 
 
-for command in (streams, consumers, dead_letters, pods):
+for command in (streams, consumers, dead_letters, pods, search):
     cli.add_command(command)
 
 
@@ -352,24 +352,59 @@ def _setting(value: Any) -> str:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def plugins(as_json: bool) -> None:
-    """The plugins that the settings name, and what they take; exit 1 when one cannot be loaded."""
+    """The plugins that the settings name: what they hear, serve and take; exit 1 when one cannot be loaded."""
     from nebengjek.plugins import PARTS, inspect_plugin
 
+    wanted = _settings()
     rows: list[dict[str, Any]] = []
-    paths: Sequence[str] = _settings().plugins
-    for path in paths:
+    for path in wanted.plugins:
         try:
-            rows.append({**structs.asdict(inspect_plugin(path, PARTS)), "error": None})
+            info = structs.asdict(inspect_plugin(path, PARTS))
+            rows.append({**info, "modules": _parts_of(wanted, path, info["name"]), "error": None})
         except Misconfigured as error:
-            rows.append({"path": path, "name": "", "summary": "", "arguments": {}, "error": str(error)})
+            rows.append({"path": path, "name": "", "summary": "", "arguments": {}, "modules": [], "error": str(error)})
     if as_json:
         show_json(rows)
     elif not rows:
         click.echo('no plugins: name them in the settings, plugins = ["package.module:factory"]')
     else:
-        cells = [[row["name"], row["path"], _arguments(row), row["error"] or row["summary"]] for row in rows]
-        show_table(cells, ["plugin", "path", "arguments", ""])
+        for row in rows:
+            _show_plugin(row)
     sys.exit(1 if any(row["error"] for row in rows) else 0)
+
+
+def _parts_of(settings: Settings, path: str, name: str) -> list[dict[str, Any]]:
+    """What each module of a plugin hears, says and serves."""
+    from nebengjek.app import App
+    from nebengjek.contracts.message import type_of
+    from nebengjek.plugins import served
+
+    table = {name: settings.plugin[name]} if name in settings.plugin else {}
+    app = App(Settings(profile="test", plugins=(path,), plugin=table))
+    return [
+        {
+            "name": module.name,
+            "hears": {type_of(one.event): one.consumer(module.name) for one in module.hears},
+            "watches": [type_of(one.event) for one in module.watches],
+            "says": [type_of(one) for one in module.says],
+            "serves": served(module),
+        }
+        for module in app.modules
+        if module.name not in MODULES
+    ]
+
+
+def _show_plugin(row: dict[str, Any]) -> None:
+    click.secho(row["name"] or row["path"], bold=True)
+    click.echo(f"  {row['error'] or row['summary']}")
+    if row["arguments"]:
+        click.echo(f"  takes    {_arguments(row)}")
+    for module in row["modules"]:
+        click.echo(f"  {module['name']}")
+        for verb in ("serves", "hears", "watches", "says"):
+            for number, what in enumerate(module[verb]):
+                durable = f"  ({module['hears'][what]})" if verb == "hears" else ""
+                click.echo(f"    {verb if number == 0 else '':<9}{what}{durable}")
 
 
 def _arguments(row: dict[str, Any]) -> str:

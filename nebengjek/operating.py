@@ -353,3 +353,39 @@ POD_COLUMNS = {
 def pods(server: Server) -> None:
     """Processes that run this application and were heard lately."""
     server.show(server.get("/pods")["items"], POD_COLUMNS, "no pods")
+
+
+# -- search
+
+
+@click.group()
+def search() -> None:
+    """The operators' search for users, of a server with the plugin profiles."""
+
+
+@search.command("rebuild")
+@click.option("--step", type=click.IntRange(1, 1000), default=500, show_default=True, help="Accounts at a time.")
+@asks_server
+def search_rebuild(server: Server, step: int) -> None:
+    """Index all accounts anew, and remove who is no more; the server goes on meanwhile."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    indexed = removed = 0
+    after = ""
+    columns = (TextColumn("accounts"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=server.as_json) as progress:
+        bar = progress.add_task("accounts", total=None)
+        while True:
+            done = server.ask("POST", "/users/search/rebuild", after=after, limit=step)
+            indexed, removed = indexed + done["indexed"], removed + done["removed"]
+            # Who signed up meanwhile is indexed too.
+            total = None if done["total"] is None else max(done["total"], indexed)
+            progress.update(bar, completed=indexed, **({} if total is None else {"total": total}))
+            if done["next"] is None:
+                break
+            after = done["next"]
+    if server.as_json:
+        show_json({"indexed": indexed, "removed": removed})
+    else:
+        click.echo(f"{indexed:,} accounts indexed, {removed:,} entries removed")

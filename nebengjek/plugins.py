@@ -13,6 +13,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import msgspec
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.routes import HTTPRoute
 from msgspec import NODEFAULT, Struct, structs
 
 from nebengjek.errors import Misconfigured
@@ -83,6 +86,22 @@ def inspect_plugin(path: str, parts: Collection[str] = PARTS) -> PluginInfo:
         summary=(inspect.getdoc(factory) or "").partition("\n")[0],
         arguments=arguments,
     )
+
+
+def served(module: Module) -> list[str]:
+    """The routes of a module, by path: ``GET /chat/sessions``."""
+    alone = Litestar([*module.routes], dependencies={"user": Provide(_nobody)}, openapi_config=None)
+    found = {
+        f"{method} {route.path_format}"
+        for route in alone.routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods - {"OPTIONS", "HEAD"}
+    }
+    return sorted(found, key=lambda one: one.partition(" ")[::-1])
+
+
+async def _nobody() -> None:
+    """In the place of who is asking, where nobody asks."""
 
 
 def _table_kind(factory: Factory) -> type[Struct] | None:

@@ -230,15 +230,20 @@ def test_a_database_that_is_away_is_unavailable() -> None:
     assert "database.url: postgresql://nobody@127.0.0.1:9/x does not answer" in result.output
 
 
-def test_plugins_are_listed_and_a_broken_one_is_named() -> None:
+def test_plugins_are_listed_with_what_they_hear_and_serve_and_a_broken_one_is_named() -> None:
     assert "no plugins" in invoke("plugins").output
-    env = {"NEBENGJEK__PLUGINS": "nebengjek.module:every,no_such_package:x"}
+    paths = ("nebengjek_plugins.profiles:profiles", "no_such_package:x")
+    env = {"NEBENGJEK__PLUGINS": ",".join(paths)}
     result = invoke("plugins", env=env)
     assert result.exit_code == 1
     assert "there is no module no_such_package" in result.output
-    rows = json.loads(invoke("plugins", "--json", env=env).output)
-    assert [row["name"] for row in rows] == ["every", ""]
-    assert rows[0]["arguments"] == {"seconds": "required", "run": "required"}
+    assert "GET /users/me/profile" in result.output
+    assert "user.created  (user_created_profiles)" in result.output
+    good, bad = json.loads(invoke("plugins", "--json", env=env).output)
+    assert (good["name"], good["error"], bad["modules"]) == ("profiles", None, [])
+    served, *others = good["modules"]
+    assert served["says"] == ["user.avatar.uploaded"]
+    assert {name for one in others for name in one["hears"].values()} >= {"user_created_profiles_search"}
 
 
 def test_asyncapi_is_written_and_checked(tmp_path: Path) -> None:

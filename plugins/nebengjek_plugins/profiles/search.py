@@ -1,0 +1,80 @@
+"""The operators' search: kept by events, built anew from the accounts themselves."""
+
+from datetime import timedelta
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Row, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.clock import Clock
+from nebengjek.contracts.users import AccountsAfter, Role, UserCreated, UserDriverRegistered, UserUpdated
+from nebengjek.database import Database
+from nebengjek.errors import Invalid
+from nebengjek_plugins.profiles.fulltext import make_index, matching, words_of
+from nebengjek_plugins.profiles.people import learn
+from nebengjek_plugins.profiles.tables import found
+
+_RECENT = timedelta(minutes=1)
+"""What was indexed so lately was not yet there when the accounts were read."""
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    user_id: str
+    role: Role | None
+    full_name: str | None
+    msisdn_suffix: str | None
+    vehicle_plate: str | None
+
+
+class Rebuilt(Struct, frozen=True, kw_only=True):
+    """``indexed``: in this step; ``removed``: of people who are no more; ``next``: where the next step begins."""
+
+    indexed: int
+    removed: int
+    total: int | None
+    next: str | None
+
+
+class Search:
+    def __init__(self, bus: MessageBus, database: Database, clock: Clock) -> None:
+        self._bus = bus
+        self._database = database
+        self._clock = clock
+
+    async def heard(self, event: UserCreated | UserUpdated | UserDriverRegistered) -> None:
+        async with self._database.begin() as tx:
+            await self._index(tx, await learn(tx, found, event, self._clock.now()))
+
+    async def find(self, query: str, limit: int) -> list[Found]:
+        """Who has all the words, by name. Raises Invalid: there is no word in it."""
+        columns = [found.c[name] for name in Found.__struct_fields__]
+        async with self._database.read() as tx:
+            matches = matching(tx.dialect.name, query)
+            if matches is None:
+                raise Invalid("q: expected a name, the end of a number, or a plate")
+            hits = select(*columns).where(matches, found.c.deleted.is_(False))
+            rows = await tx.execute(hits.order_by(found.c.full_name, found.c.user_id).limit(limit))
+            return [Found(**row._mapping) for row in rows]
+
+    async def rebuild(self, after: str, limit: int) -> Rebuilt:
+        """One step: index the accounts that come after ``after``; the first step makes the text index anew."""
+        page = await self._bus.request(AccountsAfter(after=after, limit=limit))
+        last = page.items[-1].user_id if len(page.items) >= limit else None
+        now = self._clock.now()
+        async with self._database.begin() as tx:
+            if not after:
+                await tx.run_sync(make_index)
+            for account in page.items:
+                await self._index(tx, await learn(tx, found, account, now))
+            there = [account.user_id for account in page.items]
+            others = delete(found).where(found.c.user_id > after, found.c.user_id.not_in(there))
+            others = others.where(found.c.changed_at < now - _RECENT)
+            removed = await tx.execute(others if last is None else others.where(found.c.user_id <= last))
+        return Rebuilt(indexed=len(page.items), removed=removed.rowcount, total=page.total, next=last)
+
+    async def _index(self, tx: AsyncConnection, row: Row[Any]) -> None:
+        words = words_of(name=row.full_name, suffix=row.msisdn_suffix, plate=row.vehicle_plate)
+        if words != row.words:
+            await tx.execute(update(found).where(found.c.id == row.id).values(words=words))
