@@ -14,7 +14,7 @@ from nebengjek.bus.handling import Listening, contained
 from nebengjek.bus.interface import Broker, Subscription
 from nebengjek.bus.messages import CoreMessage
 from nebengjek.bus.payloads import CONTENT_ENCODING, Payloads, Unreadable
-from nebengjek.bus.tracing import enter, from_headers, leave
+from nebengjek.bus.tracing import CORRELATION_ID, TRACEPARENT, current, enter, from_headers, leave
 from nebengjek.contracts.message import token, uuid7
 from nebengjek.errors import Invalid, Unavailable
 
@@ -62,7 +62,10 @@ class Direct:
 
     def _wrapped(self, subject: str, value: Any, *, sensitive: bool) -> tuple[bytes, dict[str, str] | None]:
         data, encoding = self._payloads.wrap(_encode(value), subject, seal=sensitive and self._payloads.seals)
-        return data, {CONTENT_ENCODING: encoding} if encoding else None
+        headers = {CONTENT_ENCODING: encoding} if encoding else {}
+        if (trace := current()) is not None:
+            headers |= {CORRELATION_ID: trace.correlation_id, TRACEPARENT: trace.traceparent}
+        return data, headers or None
 
     async def listen(self, listening: Listening) -> Subscription:
         """Hear it from now on. What cannot be read, and what a handler raises, is logged: nobody says it again."""

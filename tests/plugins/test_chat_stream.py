@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nebengjek.bus.messages import CoreMessage
 from nebengjek.contracts.message import uuid7
 from nebengjek_plugins.chat.contracts import ATTEMPT, ChunkBatch, ResponseChunk
 from tests.flows.conftest import Backend
@@ -247,6 +248,29 @@ async def test_a_quiet_stream_is_kept_open_with_comments_and_ends_with_the_serve
             await reader.pinged()
             world.app.closing()
             await reader.over()
+
+
+async def test_what_people_write_is_sealed_on_its_way(backend: Backend) -> None:
+    said = script("a secret of mine")
+    async with backend.own_world(plugins=CHAT, plugin={"chat": settings()}, nats__event_keys="5a" * 32) as world:
+        passed: list[CoreMessage] = []
+
+        async def look(message: CoreMessage) -> None:
+            passed.append(message)
+
+        listening = await world.app.broker.subscribe("chat.>", look)
+        ani = await world.passenger()
+        async with reading(ani, "s1") as reader:
+            message_id = await ask(ani, "s1", "a secret of mine")
+            await said.say("well ", "kept", None)
+            await reader.expect("message_complete")
+            assert reader.text(message_id) == "well kept"
+        await listening.unsubscribe()
+        subjects = {message.subject.rpartition(".")[0] for message in passed}
+        assert {"chat.workflow.execute", "chat.answered", f"chat.pod.{world.app.pod_id}"} <= subjects
+        for message in passed:
+            assert b"secret" not in message.data
+            assert b"kept" not in message.data
 
 
 async def test_a_stream_ends_with_the_login(backend: Backend) -> None:

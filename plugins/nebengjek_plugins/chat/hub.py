@@ -8,8 +8,8 @@ Over 300 lines because what may become of an answer under way is one decision wi
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -180,6 +180,7 @@ class Hub:
         self._settings = settings
         self._finish = finish
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._completing: set[asyncio.Task[None]] = set()
 
     # -- readers
 
@@ -251,7 +252,8 @@ class Hub:
             touched[chunk.session_id, chunk.message_id] = room, live
         for (_, answer), (room, live) in touched.items():
             if live.buffer.over:
-                await self._complete(room, answer, live)
+                # The database takes its time, and the chunks of others do not wait for it.
+                self._begin(self._complete(room, answer, live))
             elif live.buffer.missing is not None and not live.chunks:
                 # We came in the middle: what was before is not lost, it was never sent to us.
                 await self._ask_again(room, answer, live)
@@ -335,6 +337,16 @@ class Hub:
         if live.length > 2 * self._settings.max_answer and not live.buffer.over:
             log.warning("chat.answer_too_long", session=room.session.session_id)
             self._give_up(room, answer, live, "TOO_LONG", "the answer became too long")
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="chat answer's end")
+        self._completing.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._completing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("chat.not_completed", exc_info=error)
 
     async def _complete(self, room: Room, answer: str, live: Live) -> None:
         """The final chunk is here: the whole message, from whoever stored it; from us where nobody did."""

@@ -266,10 +266,11 @@ class ChatService:
 
     async def finish(self, session: Session, question: str, text: str, ending: Ending) -> Message:
         """The pod has all chunks, or has given them up: the message as it is stored, by us if by nobody else."""
+        async with self._database.read() as look:
+            message = await store.answer_to(look, question)
+        if message is not None and (message.status == "complete" or ending.error is not None):
+            return message
         async with self._database.begin() as tx:
-            message = await store.answer_to(tx, question)
-            if message is not None and (message.status == "complete" or ending.error is not None):
-                return message
             stored = await self.store_answer(
                 tx,
                 session,
