@@ -17,7 +17,6 @@ from tests.flows.conftest import Real
 from tests.flows.fleet import PATIENCE, Fleet, Traveller, fleet
 from tests.plugins.paced import END, Play
 from tests.plugins.streams import Reader, reading
-from tests.servers import ValkeyServer, mortal_valkey_server
 
 pytestmark = pytest.mark.real
 
@@ -28,27 +27,24 @@ ROOT = Path(__file__).parent.parent.parent
 class Town(NamedTuple):
     pods: Fleet
     folder: Path
-    valkey: ValkeyServer
 
 
 @pytest.fixture(scope="module")
 def town(runner: asyncio.Runner, real_servers: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("chat")
-    with mortal_valkey_server() as valkey:
-        started = fleet(
-            real_servers,
-            folder,
-            (PHONES, PHONES, "chat.worker", "chat.worker"),
-            REDIS_URL=valkey.url,
-            PYTHONPATH=f"{ROOT}:{ROOT / 'plugins'}",
-            NEBENGJEK__PLUGINS="nebengjek_plugins.chat:chat",
-            NEBENGJEK__PLUGIN__CHAT__AI_PROVIDER="custom",
-            NEBENGJEK__PLUGIN__CHAT__CUSTOM="tests.plugins.paced:Paced",
-            NEBENGJEK__PLUGIN__CHAT__CUSTOM_OPTIONS=f'{{folder = "{folder}"}}',
-            NEBENGJEK__PLUGIN__CHAT__REDELIVER_AFTER="2",
-        )
-        yield Town(runner.run(started.__aenter__()), folder, valkey)
-        runner.run(started.__aexit__(None, None, None))
+    started = fleet(
+        real_servers,
+        folder,
+        (PHONES, PHONES, "chat.worker", "chat.worker"),
+        PYTHONPATH=f"{ROOT}:{ROOT / 'plugins'}",
+        NEBENGJEK__PLUGINS="nebengjek_plugins.chat:chat",
+        NEBENGJEK__PLUGIN__CHAT__AI_PROVIDER="custom",
+        NEBENGJEK__PLUGIN__CHAT__CUSTOM="tests.plugins.paced:Paced",
+        NEBENGJEK__PLUGIN__CHAT__CUSTOM_OPTIONS=f'{{folder = "{folder}"}}',
+        NEBENGJEK__PLUGIN__CHAT__REDELIVER_AFTER="2",
+    )
+    yield Town(runner.run(started.__aenter__()), folder)
+    runner.run(started.__aexit__(None, None, None))
 
 
 async def person(town: Town) -> Traveller:
@@ -192,7 +188,9 @@ async def test_with_the_registry_gone_the_words_go_to_all_pods(runner: object, t
         play.say("a")
         await has(reader, message_id, "a ")
         assert heard == []
-        town.valkey.stop()
+        line = town.pods.redis_line
+        line.refuse()
+        line.cut()
         try:
             text = "a "
             async with asyncio.timeout(PATIENCE):
@@ -204,6 +202,6 @@ async def test_with_the_registry_gone_the_words_go_to_all_pods(runner: object, t
             whole = await reader.expect("message_complete")
             assert whole.data["text"] == reader.text(message_id) == text
         finally:
-            town.valkey.start()
+            await line.open()
     await listening.unsubscribe()
     await ani.go_home()
