@@ -134,7 +134,15 @@ def _served(app: App) -> set[str]:
 
 
 ROUTES = _served(APP)
-WITH_PLUGINS = App(Settings(plugins=("nebengjek_plugins.chat:chat", "nebengjek_plugins.profiles:profiles")))
+WITH_PLUGINS = App(
+    Settings(
+        plugins=(
+            "nebengjek_plugins.chat:chat",
+            "nebengjek_plugins.profiles:profiles",
+            "nebengjek_plugins.notifications:notifications",
+        )
+    )
+)
 PLUGIN_SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "plugins").rglob("*.py")))
 PLUGIN_CODES = set(re.findall(r'\bcode="([A-Z_]+)"', PLUGIN_SOURCE))
 PLUGIN_NAMES = {
@@ -431,7 +439,7 @@ def _packages() -> set[str]:
 def test_each_package_has_its_reason() -> None:
     text = section(README, "What it is built on")
     tools = text[text.index("For tests") :].partition("Not used")[0]
-    extras = {"postgres", "speed", "sealed", "telemetry", "profiles", "dev"}
+    extras = {"postgres", "speed", "sealed", "telemetry", "profiles", "notifications", "dev"}
     # The extras openai and anthropic are called as what they bring.
     table = {name for row in rows(text) for name in codes_of(row[0])} - extras
     assert table | (set(codes_of(tools)) - extras) == _packages()

@@ -1,0 +1,8 @@
+"""The history of the tables of notifications, apart from the application's."""
+
+from pathlib import Path
+
+from nebengjek.module import History
+
+HISTORY = History(name="notifications", folder=Path(__file__).parent / "versions", head="0001")
+"""``head``: the newest script; a test compares."""

@@ -1,0 +1,105 @@
+"""Who is to be told what: once for each cause, whatever comes twice; and the sending itself.
+
+What is wanted is written with its event in one transaction. What was sent is noted after the server took it: killed in
+between, the same mail goes again, with the same Message-ID.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nebengjek.bus.messaging import MessageBus
+from nebengjek.clock import Clock
+from nebengjek.contracts.rides import RideCompleted
+from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated
+from nebengjek.database import Database, insert_ignore
+from nebengjek_plugins.notifications.contracts import EmailWanted, Kind
+from nebengjek_plugins.notifications.mail import Mailer, compose
+from nebengjek_plugins.notifications.settings import NotificationsSettings
+from nebengjek_plugins.notifications.tables import contacts, notices
+from nebengjek_plugins.notifications.templates import receipt_values, rendered
+
+_KEPT = timedelta(days=90)
+WELCOME = "welcome"
+
+
+class Notifications:
+    def __init__(
+        self, bus: MessageBus, database: Database, clock: Clock, mailer: Mailer, settings: NotificationsSettings
+    ) -> None:
+        self._bus = bus
+        self._database = database
+        self._clock = clock
+        self._mailer = mailer
+        self._settings = settings
+
+    # -- who is told what
+
+    async def known(self, event: UserCreated | UserUpdated | UserDriverRegistered) -> None:
+        """Remember where he is reached; welcome him when that is known for the first time."""
+        async with self._database.begin() as tx:
+            row = {"user_id": event.user_id, "version": 0, "deleted": False}
+            await insert_ignore(tx, contacts, row)
+            mine = contacts.c.user_id == event.user_id
+            newer = update(contacts).where(mine, contacts.c.version < event.version, contacts.c.deleted.is_(False))
+            values: dict[str, Any] = {"version": event.version, "full_name": event.full_name}
+            if not isinstance(event, UserDriverRegistered):
+                values["email"] = event.email
+            if isinstance(event, UserUpdated) and event.deleted:
+                values["deleted"] = True
+            contact = (await tx.execute(newer.values(**values).returning(contacts))).first()
+            if contact is not None:
+                await self._want(tx, contact, WELCOME, "welcome", {})
+
+    async def completed(self, event: RideCompleted) -> None:
+        """A receipt for both, as far as they have an address."""
+        values = receipt_values(event.ride)
+        async with self._database.begin() as tx:
+            both = contacts.c.user_id.in_([event.passenger_id, event.driver_id])
+            for contact in (await tx.execute(select(contacts).where(both))).all():
+                await self._want(tx, contact, f"receipt-{event.ride_id}", "receipt", values)
+
+    async def _want(
+        self, tx: AsyncConnection, contact: Row[Any], cause: str, kind: Kind, values: dict[str, str]
+    ) -> None:
+        if contact.email is None or contact.deleted:
+            return
+        row = {"user_id": contact.user_id, "cause": cause, "created_at": self._clock.now()}
+        if not await insert_ignore(tx, notices, row):
+            return
+        name = contact.full_name or "NebengJek"
+        wanted = EmailWanted(
+            user_id=contact.user_id,
+            cause=cause,
+            kind=kind,
+            language=self._settings.language,
+            to=contact.email,
+            values={"name": name, **values},
+        )
+        await self._bus.outbox.add(tx, wanted)
+
+    # -- sending
+
+    async def email(self, event: EmailWanted) -> None:
+        """Raises MailFailed, Reject."""
+        mine = (notices.c.user_id == event.user_id) & (notices.c.cause == event.cause)
+        async with self._database.read() as tx:
+            sent = (await tx.execute(select(notices.c.sent_at).where(mine))).scalar()
+            left = (await tx.execute(select(contacts.c.deleted).where(contacts.c.user_id == event.user_id))).scalar()
+        if sent is not None or left:
+            return
+        subject, text = rendered(event.kind, event.language, event.values)
+        message_id = f"{event.user_id}.{event.cause}"
+        await self._mailer.send(
+            compose(sender=self._settings.sender, to=event.to, subject=subject, text=text, message_id=message_id)
+        )
+        async with self._database.begin() as tx:
+            await tx.execute(update(notices).where(mine).values(sent_at=self._clock.now()))
+
+    async def forget_old(self) -> None:
+        """Receipts are remembered for as long as their events may come again; a welcome for ever."""
+        old = (notices.c.created_at < self._clock.now() - _KEPT) & (notices.c.cause != WELCOME)
+        async with self._database.begin() as tx:
+            await tx.execute(delete(notices).where(old))
