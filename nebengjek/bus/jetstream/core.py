@@ -1,6 +1,7 @@
 """Core NATS over the connection: requests, subscriptions and plain messages, and what JetStream's parts build on.
 
-When the connection ends, who waits is told; who listens does so again on the next one.
+When the connection ends, who waits is told; who listens does so again on the next one. Over 300 lines because of that
+end, which all of it shares.
 """
 
 import asyncio
