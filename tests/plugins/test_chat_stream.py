@@ -1,5 +1,6 @@
 """Answers under way: read while they are written, resumed, begun anew, given up; each reader gets a whole one, once."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from nebengjek.bus.messages import CoreMessage
 from nebengjek.contracts.message import uuid7
 from nebengjek_plugins.chat.contracts import ATTEMPT, ChunkBatch, ResponseChunk
 from tests.flows.conftest import Backend
-from tests.flows.world import Phone, Refused, World
+from tests.flows.world import WAIT, Phone, Refused, World
 from tests.plugins.scripted import script, settings
 from tests.plugins.streams import reading
 
@@ -254,9 +255,13 @@ async def test_what_people_write_is_sealed_on_its_way(backend: Backend) -> None:
     said = script("a secret of mine")
     async with backend.own_world(plugins=CHAT, plugin={"chat": settings()}, nats__event_keys="5a" * 32) as world:
         passed: list[CoreMessage] = []
+        wanted = {"chat.workflow.execute", "chat.answered", f"chat.pod.{world.app.pod_id}"}
+        all_passed = asyncio.Event()
 
         async def look(message: CoreMessage) -> None:
             passed.append(message)
+            if wanted <= {one.subject.rpartition(".")[0] for one in passed}:
+                all_passed.set()
 
         listening = await world.app.broker.subscribe("chat.>", look)
         ani = await world.passenger()
@@ -265,9 +270,9 @@ async def test_what_people_write_is_sealed_on_its_way(backend: Backend) -> None:
             await said.say("well ", "kept", None)
             await reader.expect("message_complete")
             assert reader.text(message_id) == "well kept"
+        async with asyncio.timeout(3 * WAIT):
+            await all_passed.wait()
         await listening.unsubscribe()
-        subjects = {message.subject.rpartition(".")[0] for message in passed}
-        assert {"chat.workflow.execute", "chat.answered", f"chat.pod.{world.app.pod_id}"} <= subjects
         for message in passed:
             assert b"secret" not in message.data
             assert b"kept" not in message.data
