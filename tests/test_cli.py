@@ -286,7 +286,7 @@ def start(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=120,
     )
 
 
