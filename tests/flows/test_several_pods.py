@@ -1,11 +1,12 @@
 """Three real processes that all serve phones, on real servers: rides across them, and phones that hop between them.
 
 ``TEST_PODS``: how many times as many kills and pairs (1). ``TEST_DISCONNECTS``: how often a line breaks (200).
-``TEST_OUTAGE``: for how many seconds Redis or NATS is away (4).
+``TEST_OUTAGE``: for how many seconds Redis or NATS is away (4). ``TEST_STORM``: how many phones come at once (100).
 """
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 from typing import Any
@@ -13,15 +14,18 @@ from uuid import uuid4
 
 import pytest
 
+from nebengjek.clock import SystemClock
+from nebengjek.realtime.redis_mailbox import RedisMailbox
 from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
-from tests.flows.fleet import Fleet, Pair, Traveller, fleet
+from tests.flows.fleet import PATIENCE, Fleet, Pair, Traveller, fleet
 from tests.flows.truth import check_books, check_frames, check_locks
 from tests.flows.world import BUNDARAN_HI, Refused
 
 pytestmark = pytest.mark.real
 
 TIMES = int(os.environ.get("TEST_PODS", "1"))
+STORM = int(os.environ.get("TEST_STORM", "100"))
 AWAY = float(os.environ.get("TEST_OUTAGE", "4"))
 DISCONNECTS = int(os.environ.get("TEST_DISCONNECTS", "200"))
 
@@ -229,6 +233,34 @@ async def test_a_position_that_no_mailbox_knows_is_reset_with_all_that_is_going_
     await pair.passenger.say("match.reject", {"match_id": pair.match_id})
     await pair.passenger.say("user.finder", {"is_active": False})
     await check(pods, [pair])
+
+
+async def test_many_phones_reconnect_at_once_when_their_pod_dies(pods: Fleet) -> None:
+    phones = [Traveller(pods) for _ in range(STORM)]
+    at_once = asyncio.Semaphore(16)
+
+    async def come(phone: Traveller) -> None:
+        async with at_once:
+            await phone.login()
+            phone.travel()
+            await phone.say("user.finder", {"is_active": False})
+            await phone.has(1)
+
+    await asyncio.gather(*(come(phone) for phone in phones))
+    mailbox = RedisMailbox(pods.redis, SystemClock())
+    began = time.monotonic()
+    pods.pods[1].kill()
+    for phone in phones:
+        phone.drop()
+    for phone in phones:
+        await mailbox.append(phone.user_id, "missed", "ride.progress", b"{}")
+    async with asyncio.timeout(PATIENCE + STORM / 10):
+        await asyncio.gather(*(phone.has(2) for phone in phones))
+    print(f"{STORM} phones were back after {time.monotonic() - began:.1f} s")  # noqa: T201 - what it is run for
+    for phone in phones:
+        assert (set(phone.replays), [frame["seq"] for frame in phone.durable]) == ({"complete"}, [1, 2])
+        await phone.go_home()
+    await pods.restart(pods.pods[1])
 
 
 async def ride_through(pods: Fleet, away: Relay, meanwhile: Callable[[], Awaitable[None]]) -> None:
