@@ -125,6 +125,11 @@ class MessageBus:
         self.dead_letters = DeadLetters(broker, self._publishing.send, begin, self._observer, clock)
         self._last_tries: list[LastTries] = []
 
+    @property
+    def is_away(self) -> bool:
+        """What is said now waits, or is refused."""
+        return self.broker.status is not ConnectionStatus.UP
+
     # -- wiring
 
     def keep(self, streams: Sequence[StreamSpec]) -> None:

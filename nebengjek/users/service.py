@@ -117,6 +117,10 @@ class UsersService:
             raise Conflict("a match or ride is under way")
         return row
 
+    def stamped(self, point: PhonePoint) -> PhonePoint:
+        """With the time at which it was received, if the phone gave none."""
+        return point if point.timestamp is not None else structs.replace(point, timestamp=self._clock.now())
+
     async def point(self, user_id: str, point: PhonePoint, frame: FrameRef | None, on_ack: OnAck | None = None) -> None:
         """Pass a point on; without a phone time it has the time at which it was received."""
         now = self._clock.now()

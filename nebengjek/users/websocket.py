@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
@@ -49,6 +50,8 @@ BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
+NEED_NO_BUS = ("user.", "session.")
+"""Commands that are written down, or concern this pod only."""
 
 log = structlog.stdlib.get_logger("nebengjek.users.websocket")
 
@@ -224,6 +227,8 @@ class Phone:
         self._bad = 0
         self._unsettled = 0
         self._settled: asyncio.Future[None] | None = None
+        self._held: tuple[frames.PhonePoint, str | None] | None = None
+        self._next: asyncio.Task[None] | None = None
 
     async def read(self) -> None:
         """Handle frames until the connection is closed, by whichever side; one that is being handled is not cut off."""
@@ -288,31 +293,64 @@ class Phone:
     # -- points
 
     async def _point(self, data: frames.LocationData, frame_id: str | None) -> None:
-        self._unsettled += 1
-        await self._server.service.point(
-            self._connection.user_id,
-            data.location,
-            FrameRef(connection_id=self._connection.id, id=frame_id),
-            self._point_settled,
-        )
+        if self._unsettled and self._server.bus.is_away:
+            self._hold(data.location, frame_id)
+        else:
+            await self._publish(data.location, frame_id)
 
-    def _point_settled(self, envelope: Any, outcome: Any) -> None:
+    def _hold(self, point: frames.PhonePoint, frame_id: str | None) -> None:
+        """With the bus away one point waits behind the one that is on its way: the newest."""
+        if self._held is not None and self._held[1] is not None:
+            self._refuse(Unavailable("bus", "a newer point took its place"), self._held[1])
+        self._held = self._server.service.stamped(point), frame_id
+
+    async def _publish(self, point: frames.PhonePoint, frame_id: str | None) -> None:
+        self._unsettled += 1
+        try:
+            await self._server.service.point(
+                self._connection.user_id,
+                point,
+                FrameRef(connection_id=self._connection.id, id=frame_id),
+                self._point_settled if frame_id is None else partial(self._point_settled, frame_id=frame_id),
+            )
+        except BaseException:
+            # It was not taken, so nobody will settle it.
+            self._unsettled -= 1
+            raise
+
+    def _point_settled(self, envelope: Any, outcome: Any, frame_id: str | None = None) -> None:
         self._unsettled -= 1
         if not self._unsettled and self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
-        if isinstance(outcome, NebengJekError):
-            self._refuse(Unavailable("bus", "the point could not be stored, send it again"), None)
+        held, self._held = self._held, None
+        if isinstance(outcome, NebengJekError) and (held is None or frame_id is not None):
+            self._refuse(Unavailable("bus", "the point could not be stored, send it again"), frame_id)
+        if held is not None:
+            self._next = asyncio.create_task(self._publish_held(*held), name="held point")
 
-    async def _points_stored(self) -> None:
-        """What was sent before a command is in the stream before the command is decided."""
+    async def _publish_held(self, point: frames.PhonePoint, frame_id: str | None) -> None:
+        try:
+            await self._publish(point, frame_id)
+        except (Rejected, Unavailable) as error:
+            self._refuse(error, frame_id)
+
+    async def _points_stored(self, event: str) -> None:
+        """What was sent before a command is in the stream before the command is decided.
+
+        With the bus away only what needs no bus goes on. Raises Unavailable.
+        """
         while self._unsettled:
+            if self._server.bus.is_away:
+                if event.startswith(NEED_NO_BUS):
+                    return
+                raise Unavailable("bus")
             self._settled = asyncio.get_running_loop().create_future()
             await self._settled
 
     # -- commands
 
     async def _command(self, event: str, data: Any, frame_id: str | None) -> None:
-        await self._points_stored()
+        await self._points_stored(event)
         if frame_id is None:
             await self._server.commands[event](self, data)
             return

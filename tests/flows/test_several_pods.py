@@ -20,7 +20,7 @@ from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
 from tests.flows.fleet import PATIENCE, Fleet, Pair, Traveller, fleet
 from tests.flows.truth import check_books, check_frames, check_locks
-from tests.flows.world import BUNDARAN_HI, Refused
+from tests.flows.world import BUNDARAN_HI, Refused, moved
 
 pytestmark = pytest.mark.real
 
@@ -309,6 +309,7 @@ async def test_redis_is_away_for_a_while(pods: Fleet) -> None:
 
 async def test_nats_is_away_for_a_while(pods: Fleet) -> None:
     waiting, asking = await pods.people(2)
+    place: dict[str, Any] = {}
     await asking.ride(before="start")
 
     async def meanwhile() -> None:
@@ -318,12 +319,20 @@ async def test_nats_is_away_for_a_while(pods: Fleet) -> None:
         for phone in waiting.both:
             await phone.has(1)
         assert await code_of(asking.driver, "ride.start", {"ride_id": asking.ride_id}) == "UNAVAILABLE"
-        # Points wait or are refused; what the phone says later is taken.
-        for _ in range(50):
-            await asking.driver.tell("location.update", {"location": asking.here()})
+        # Of a phone's points the newest waits.
+        for metres in range(50):
+            stamp = asking.here()["timestamp"]
+            place.update(moved(asking.place, metres) | {"timestamp": stamp})
+            await asking.driver.tell("location.update", {"location": place}, f"point {metres}")
 
     await ride_through(pods, pods.nats_line, meanwhile)
     await waiting.ride(begin="found")
+    # Refused where it took too long, as a phone with an id is told; it says it again.
+    await asking.driver.say("location.update", {"location": place}, "point 49")
+    del place["timestamp"]
+    await asking.driver.expect("location.stored", location=place)
+    for metres in range(1, 49):
+        await asking.driver.expect("error", id=f"point {metres}", code="UNAVAILABLE")
     await asking.ride(begin="driver is there")
     for pair in (waiting, asking):
         await pair.go_home()
