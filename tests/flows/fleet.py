@@ -71,7 +71,7 @@ class Pod:
     async def ready(self) -> None:
         """Wait until it is."""
         assert self.process is not None
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(3 * PATIENCE):
             while True:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 with suppress(httpx.TransportError):
