@@ -164,7 +164,7 @@ async def test_killed_between_two_steps_the_next_look_goes_on(embedded: Backend,
             assert (await tx.execute(select(pictures.c.state))).scalars().all() == ["gone"]
 
 
-async def test_a_file_that_is_lost_before_its_event_is_a_dead_letter_and_can_be_replayed(
+async def test_a_file_that_is_lost_before_its_event_is_missed_and_made_small_when_it_is_back(
     embedded: Backend, tmp_path: Path
 ) -> None:
     async with embedded.own_world(**plugged(tmp_path)) as world:
