@@ -105,7 +105,8 @@ for command in (streams, consumers, dead_letters, pods, search):
 @click.option("--port", type=click.IntRange(0, 65535), help="0 = any free one. Default: web.port, 8000.")
 @click.option(
     "--modules",
-    help=f"Only these, separated by commas, of {', '.join(MODULES)}; or {OPERATOR}: none. Needs NATS_URL.",
+    help=f"Only these, separated by commas, of {', '.join(MODULES)} and the plugins'; or {OPERATOR}: none. "
+    "Needs NATS_URL, REDIS_URL and DATABASE_URL.",
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on this port.")
 def run(host: str | None, port: int | None, modules: str | None, workers: int) -> None:
