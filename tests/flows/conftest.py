@@ -7,6 +7,7 @@ between two of them a night passes. A start takes longer than most of what there
 import asyncio
 import gc
 import itertools
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
@@ -30,6 +31,8 @@ class Backend:
     """Where a world keeps its things."""
 
     name: str
+    races: int
+    """How often two race for the same here."""
     _shared: AbstractAsyncContextManager[World] | None = None
     _world: World
 
@@ -83,6 +86,7 @@ class Backend:
 
 class Embedded(Backend):
     name = "embedded"
+    races = 100
 
     def __init__(self, folder: Path, template: Path) -> None:
         self._folder = folder
@@ -96,6 +100,7 @@ class Embedded(Backend):
 
 class Real(Backend):
     name = "real"
+    races = int(os.environ.get("RACES", "50"))
 
     def __init__(self, nats: NatsServer, redis_url: str, postgres: PostgresServer) -> None:
         self.nats = nats

@@ -197,7 +197,7 @@ def over_nats(tmp_path: Path, sqlite_template: Path, nats: NatsServer) -> Stage:
     return Stage(tmp_path, sqlite_template, lambda: OverNats(nats))
 
 
-@pytest.mark.parametrize(("scenario", "sample"), [(paid, 30), (second_thoughts, 10), (overdue, 10)])
+@pytest.mark.parametrize(("scenario", "sample"), [(paid, 20), (second_thoughts, 10), (overdue, 10)])
 async def test_killed_at_any_moment(embedded: Stage, scenario: Scenario, sample: int) -> None:
     await embedded.kill_once(scenario, sample)
 

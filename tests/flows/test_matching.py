@@ -1,7 +1,6 @@
 """Who is proposed to whom, who may answer, and that nobody is ever in two matches."""
 
 import asyncio
-import os
 from typing import Any
 
 import msgspec
@@ -191,15 +190,11 @@ async def test_the_other_proposals_of_a_taken_driver_end_as_taken(backend: Backe
         assert await outcome(second, "match.accept", {"match_id": other}) == "CONFLICT"
 
 
-ROUNDS = {"embedded": 100, "real": int(os.environ.get("RACES", "50"))}
-"""How often; on real servers a round takes five times as long."""
-
-
 async def test_two_passengers_who_accept_one_driver_at_once_make_one_ride(backend: Backend) -> None:
     async with backend.world() as world:
         driver, first, second = await world.driver(), await world.passenger(), await world.passenger()
         await driver.say("user.beacon", BEACON)
-        for _ in range(ROUNDS[backend.name]):
+        for _ in range(backend.races):
             await _race(world, driver, first, second)
 
 

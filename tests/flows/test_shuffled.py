@@ -46,11 +46,12 @@ from tests.flows.world import MONAS, World, moved
 from tests.servers import NatsServer, nats_server
 
 SEEDS = range(1, int(os.environ.get("SHUFFLES", "1")) + 1)
-ROUNDS = 10
 
 
 class Shuffled(Embedded):
     """``nats``: over that server instead of the broker in memory."""
+
+    races = 10
 
     def __init__(self, folder: Path, template: Path, seed: int, nats: NatsServer | None) -> None:
         super().__init__(folder, template)
@@ -98,10 +99,7 @@ def nats() -> Iterator[NatsServer]:
 
 
 @pytest.fixture(params=[*(f"memory-{seed}" for seed in SEEDS), *(f"nats-{seed}" for seed in SEEDS)])
-def backend(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path
-) -> Backend:
-    monkeypatch.setattr(test_matching, "ROUNDS", ROUNDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> Backend:
     kind, _, seed = request.param.partition("-")
     server = request.getfixturevalue("nats") if kind == "nats" else None
     return Shuffled(tmp_path, sqlite_template, int(seed), server)
