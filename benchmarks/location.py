@@ -37,6 +37,7 @@ async def measure(server: Child, tokens: list[str], path: str, wanted: bytes, se
     await idle(server)
     for peer in sockets:
         peer.send(FRAME)
+    # Warm-up: the first points of every phone fill caches and are not counted.
     await asyncio.sleep(1.0)
     began, cpu, count = time.perf_counter(), server.cpu(), done
     await asyncio.sleep(seconds)

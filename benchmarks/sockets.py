@@ -361,6 +361,7 @@ async def tracking(kind: Kind, tokens: list[str], seconds: float, *, reading: bo
     for line in senders:
         for _ in range(WINDOW):
             line.send(point())
+    # Warm-up: the first points of every phone fill caches and are not counted.
     await asyncio.sleep(1.0)
     began, cpu, count = time.perf_counter(), kind.server.cpu(), acked
     await asyncio.sleep(seconds)

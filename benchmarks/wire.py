@@ -157,6 +157,7 @@ def child(command: list[str], port: int, *, ready: str | None, env: dict[str, st
             _wait_ready(process, port, ready)
             yield Child(port, process)
         except Exception:
+            # Whatever went wrong here goes on; what the child said of it would be lost with its log.
             log.seek(0)
             sys.stderr.write(log.read()[-4000:].decode(errors="replace"))
             raise

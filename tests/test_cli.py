@@ -1,4 +1,7 @@
-"""The command line, as people and scripts meet it: words, exit codes, and a server that starts, is asked and ends."""
+"""The command line, as people and scripts meet it: words, exit codes, and a server that starts, is asked and ends.
+
+Over 300 lines because all of it speaks to one program, and most of it starts the same server.
+"""
 
 import asyncio
 import json

@@ -399,6 +399,7 @@ class Driver:
                     return False
                 problem = refusal
                 self.phone.note("refused", ride.ride_id, refusal.code, str(refusal))
+                # Nothing tells a phone when the other one's place has become known: it asks again, as a driver would.
                 await asyncio.sleep(0.1)
             else:
                 self.phone.note("ride.start", ride.ride_id, answer["status"])

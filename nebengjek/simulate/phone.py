@@ -249,6 +249,7 @@ class Phone:
                 problem = f"{answer.status_code} {answer.text[:200]}"
                 if answer.status_code not in (429, 503):
                     break
+            # Back-off, longer each time: a server that is away or has enough to do.
             await asyncio.sleep(0.2 * (attempt + 1))
         raise PhoneError(f"{method} {path}: {problem}")
 

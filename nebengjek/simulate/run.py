@@ -360,6 +360,7 @@ async def _watch(city: City, server: Server, display: Display) -> None:
             news, since = city.tally.news, time.monotonic()
         if time.monotonic() - since > STALLED_SECONDS:
             raise Stalled(f"nothing was heard for {STALLED_SECONDS:.0f} s: {waiting_and_riding(outcomes)}")
+        # The period of the display: four pictures a second are enough for people.
         await asyncio.sleep(0.25)
 
 

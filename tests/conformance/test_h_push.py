@@ -1,4 +1,7 @@
-"""H: consumers that deliver by themselves, groups of those who listen, and reading in order."""
+"""H: consumers that deliver by themselves, groups of those who listen, and reading in order.
+
+Over 300 lines because H is one section of the rules, and a reader in order is such a consumer made again and again.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

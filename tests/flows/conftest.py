@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.servers import NatsServer, PostgresServer, nats_server, postgres_serv
 _number = itertools.count()
 
 
-class Backend:
+class Backend(ABC):
     """Where a world keeps its things."""
 
     name: str
@@ -36,9 +37,9 @@ class Backend:
     _shared: AbstractAsyncContextManager[World] | None = None
     _world: World
 
+    @abstractmethod
     async def fresh(self) -> dict[str, Any]:
         """The settings of empty stores."""
-        raise NotImplementedError
 
     @asynccontextmanager
     async def world(self, **values: Any) -> AsyncIterator[World]:

@@ -3,6 +3,8 @@
 ``Fleet`` starts pods on a real nats-server, Valkey and PostgreSQL; ``Front`` gives each new connection to the next pod
 that takes it, and can cut any of them. A ``Traveller`` is a phone that is never told to give up: it connects again with
 what it has seen last, and repeats a frame under its id until it is answered.
+
+Over 300 lines because pods, balancer and travellers break and come back together: a test moves all three.
 """
 
 import asyncio
