@@ -12,12 +12,15 @@ import msgspec
 from anthropic import APIConnectionError, APIError, APIStatusError, AsyncAnthropic, omit
 from anthropic.types import MessageParam, ToolParam
 
-from nebengjek_plugins.chat.assistants.interface import AssistantFailed, Question, Said, Used
+from nebengjek_plugins.chat.assistants.interface import (
+    NOT_OURS_TO_REPEAT,
+    ROUNDS,
+    AssistantFailed,
+    Question,
+    Said,
+    Used,
+)
 from nebengjek_plugins.chat.tools import Tools, schemas, use
-
-ROUNDS = 6
-"""Times that a model may look something up before it has to answer."""
-NOT_OURS_TO_REPEAT = frozenset({400, 401, 403, 404, 413, 422})
 
 
 class AnthropicAssistant:

@@ -8,6 +8,11 @@ from msgspec import Struct
 from nebengjek_plugins.chat.contracts import WorkflowContext
 from nebengjek_plugins.chat.tools import Tools
 
+ROUNDS = 6
+"""Times that a model may look something up before it has to answer."""
+NOT_OURS_TO_REPEAT = frozenset({400, 401, 403, 404, 413, 422})
+"""Statuses with which a provider would refuse the same request again."""
+
 
 class AssistantFailed(Exception):
     """It did not answer. ``code``: for whoever reads it; ``again``: another try may succeed."""

@@ -10,12 +10,15 @@ from typing import Any, Literal
 from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, omit
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
-from nebengjek_plugins.chat.assistants.interface import AssistantFailed, Question, Said, Used
+from nebengjek_plugins.chat.assistants.interface import (
+    NOT_OURS_TO_REPEAT,
+    ROUNDS,
+    AssistantFailed,
+    Question,
+    Said,
+    Used,
+)
 from nebengjek_plugins.chat.tools import Tools, schemas, use
-
-ROUNDS = 6
-"""Times that a model may look something up before it has to answer."""
-NOT_OURS_TO_REPEAT = frozenset({400, 401, 403, 404, 422})
 
 
 class OpenAIAssistant:
