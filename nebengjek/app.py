@@ -36,7 +36,7 @@ from nebengjek.location.redis_store import RedisPoints
 from nebengjek.location.store import MemoryPoints, Points
 from nebengjek.match.module import match
 from nebengjek.match.pool import MemoryPool, Pool, RedisPool
-from nebengjek.module import Module, Sweep
+from nebengjek.module import Module, SmsSender, Sweep
 from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins
 from nebengjek.pods import Pods
@@ -57,7 +57,7 @@ from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
 from nebengjek.tokens import Identity, Tokens
 from nebengjek.users.accounts import Accounts
 from nebengjek.users.module import users
-from nebengjek.users.otp import ConsoleSms, Otp, SmsSender
+from nebengjek.users.otp import ConsoleSms, Otp
 from nebengjek.users.service import UsersService
 from nebengjek.users.websocket import PhoneSocket
 from nebengjek.users.websocket import Settings as SocketSettings
@@ -126,7 +126,8 @@ class App:
         self.delivery = self._delivery(payloads)
         self.tokens = Tokens(settings.auth.jwt_secret, lifetime=settings.auth.token_hours * 3600, clock=self.clock)
         self._sms = sms or _sms(settings)
-        self.modules = [*self._modules(), *self._plugins()]
+        plugins = self._plugins()
+        self.modules = [*self._modules(_codes_go_to(plugins) or self._sms), *plugins]
         self.running = [module for module in self.modules if running is None or module.name in running]
         _check_running(running, self.modules)
         self._histories = schema.histories(self.modules)
@@ -207,11 +208,11 @@ class App:
             return MemoryPool()
         return RedisPool(self.redis)
 
-    def _modules(self) -> list[Module]:
+    def _modules(self, sms: SmsSender) -> list[Module]:
         settings = self.settings
         tariff = Tariff(settings.billing.rate_per_km, settings.billing.minimum_fare, settings.billing.admin_fee_percent)
         return [
-            self._users(),
+            self._users(sms),
             location(
                 self.bus,
                 self.database,
@@ -273,11 +274,14 @@ class App:
             "state": self.state,
             "pod_id": self.pod_id,
             "presence": self._presence,
+            "sms": self._sms,
+            "otp_ttl": self.settings.auth.otp_ttl,
+            "in_production": self.settings.profile == "production",
             "admin_guard": admin_guard(self.settings.admin.api_key),
         }
         return load_plugins(self.settings.plugins, self.settings.plugin, parts, taken=MODULES)
 
-    def _users(self) -> Module:
+    def _users(self, sms: SmsSender) -> Module:
         auth = self.settings.auth
         accounts = Accounts(
             self.bus,
@@ -290,7 +294,7 @@ class App:
         )
         otp = Otp(
             self.state,
-            self._sms,
+            sms,
             auth.jwt_secret,
             lifetime=auth.otp_ttl,
             tries=auth.otp_tries,
@@ -534,6 +538,14 @@ def _check_running(running: Sequence[str] | None, modules: Sequence[Module]) -> 
     names = [module.name for module in modules]
     if unknown := sorted({*(running or ())} - {*names}):
         raise Misconfigured(f"--modules {', '.join(unknown)}: expected some of {', '.join(names)}")
+
+
+def _codes_go_to(plugins: Sequence[Module]) -> SmsSender | None:
+    """Raises Misconfigured where two plugins want to carry codes."""
+    queues = {module.name: module.sms for module in plugins if module.sms is not None}
+    if len(queues) > 1:
+        raise Misconfigured(f"plugins: {', '.join(sorted(queues))} each carry one-time codes, expected one of them")
+    return next((queue.sender for queue in queues.values()), None)
 
 
 def _with_replicas(modules: Sequence[Module], replicas: int) -> list[StreamSpec]:

@@ -10,7 +10,7 @@ first does it, the database decides.
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from nebengjek.bus.handling import Answering, Hearing, Listening, Telling, Watching
 from nebengjek.bus.specs import StreamSpec
@@ -41,6 +41,20 @@ class History:
     head: str
 
 
+class SmsSender(Protocol):
+    """Brings a text to a phone. Raises Unavailable("sms")."""
+
+    async def send(self, msisdn: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmsQueue:
+    """What one-time codes are given to instead of the gateway; ``event``: what it says, whoever gives it one."""
+
+    sender: SmsSender
+    event: type[Event]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A frame that a phone may say: ``handler(user_id, data)`` returns what the ack carries, or raises our errors.
@@ -63,7 +77,7 @@ class Module:
     answers that would never end. ``streams`` and ``history``: what a plugin brings to the bus and the database.
     ``frames``: what it tells phones, by event; ``passing``: those of them that may be missed and are not counted;
     ``commands``: what phones tell it, where ``users`` runs in the same pod. ``listens`` and ``tells``: subjects outside
-    every stream.
+    every stream. ``sms``: where ``users`` leaves its codes, in whichever pod that runs.
     """
 
     name: str
@@ -83,6 +97,7 @@ class Module:
     passing: Collection[str] = ()
     commands: Sequence[Command] = ()
     history: History | None = None
+    sms: SmsQueue | None = None
 
 
 def on(event: type[E], handler: Callable[..., Awaitable[None]], **options: Any) -> Hearing:

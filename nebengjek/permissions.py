@@ -107,6 +107,8 @@ def _module_user(module: Module, modules: Sequence[Module], streams: Sequence[St
     if module.name == PHONES:
         # What one pod hears for a phone of another.
         publish += POSTS
+        # Its codes, where a plugin carries them.
+        publish += [f"{type_of(other.sms.event)}.*" for other in modules if other.sms is not None]
     subscribe = [f"_INBOX.{_word(module.name)}.>", WAKE, HEARTBEAT, "pod.*.health"]
     if module.name == PHONES:
         subscribe += POSTS

@@ -21,10 +21,22 @@ from msgspec import NODEFAULT, Struct, structs
 from nebengjek.errors import Misconfigured
 from nebengjek.module import Module
 
-PARTS = ("admin_guard", "bus", "clock", "database", "delivery", "pod_id", "presence", "state")
+PARTS = (
+    "admin_guard",
+    "bus",
+    "clock",
+    "database",
+    "delivery",
+    "otp_ttl",
+    "pod_id",
+    "presence",
+    "sms",
+    "state",
+)
 """What a factory may ask for by naming it as a parameter; every other parameter is the settings' to fill.
 
-``presence(kind)`` makes a registry of which pod holds what of a kind, beside that of phones.
+``presence(kind)`` makes a registry of which pod holds what of a kind, beside that of phones. ``sms``: the gateway.
+``otp_ttl``: seconds for which a one-time code is of use.
 """
 TABLE = "settings"
 """The parameter that takes the whole table, as a Struct."""

@@ -3,22 +3,16 @@
 import hashlib
 import hmac
 import secrets
-from typing import Protocol
 
 import structlog
 
 from nebengjek.errors import RateLimited, Unauthenticated
 from nebengjek.faststate import FastState
+from nebengjek.module import SmsSender
 
 DIGITS = 6
 
 log = structlog.stdlib.get_logger("nebengjek.users.otp")
-
-
-class SmsSender(Protocol):
-    """Brings a text to a phone. Raises Unavailable("sms")."""
-
-    async def send(self, msisdn: str, text: str) -> None: ...
 
 
 class ConsoleSms:

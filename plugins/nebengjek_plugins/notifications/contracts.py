@@ -1,5 +1,6 @@
 """What waits to be sent: each for one of the senders."""
 
+from datetime import datetime
 from typing import ClassVar, Literal
 
 from nebengjek.contracts.message import Event
@@ -18,4 +19,19 @@ class EmailWanted(Event, frozen=True, kw_only=True, tag="notification.email"):
     values: dict[str, str]
     key: ClassVar[str] = "user_id"
     number: ClassVar[str | None] = "cause"
+    sensitive: ClassVar[bool] = True
+
+
+class SmsWanted(Event, frozen=True, kw_only=True, tag="notification.sms"):
+    """A one-time code on its way to a phone.
+
+    Number and text are neither here nor in a dead letter: they lie in the fast state under ``sms_id``, sealed with
+    ``seal`` (base64), for as long as the code lives. Only both together can be read.
+    """
+
+    sms_id: str
+    seal: str
+    expires_at: datetime
+    key: ClassVar[str] = "sms_id"
+    number: ClassVar[str | None] = None
     sensitive: ClassVar[bool] = True
