@@ -229,10 +229,11 @@ def valkey_server() -> Iterator[str]:
 
 @dataclass
 class ValkeyServer:
-    """``url`` stays the same when it is stopped and started again; what was in it does not stay."""
+    """``url`` stays the same when it is stopped and started again; what was in it stays only if it is ``kept``."""
 
     url: str
     _process: _Process
+    _folder: Path
 
     def stop(self) -> None:
         self._process.stop()
@@ -240,21 +241,33 @@ class ValkeyServer:
     def start(self) -> None:
         self._process.start()
 
+    def kill(self) -> None:
+        """As a power cut: no farewell to the clients."""
+        self._process.kill()
+
+    def forget(self) -> None:
+        """While it does not run: what it kept is lost."""
+        shutil.rmtree(self._folder)
+        self._folder.mkdir()
+
 
 @contextmanager
-def mortal_valkey_server() -> Iterator[ValkeyServer]:
-    """As ``valkey_server``, for a test that lets it go away and come back."""
+def mortal_valkey_server(*, kept: bool = False) -> Iterator[ValkeyServer]:
+    """As ``valkey_server``, for a test that lets it go away and come back; ``kept``: on disk, as we ship it."""
     with tempfile.TemporaryDirectory(prefix="valkey-") as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
 
         def started(port: int) -> ValkeyServer:
-            command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+            command = [_valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(data)]
+            command += ["--appendonly", "yes", "--appendfsync", "everysec"] if kept else []
             process = _Process(
                 command,
                 Path(folder) / "valkey.log",
                 lambda: _exchange(port, b"INFO server\r\n", b"process_id:%d\r" % process.pid),
             )
             process.start()
-            return ValkeyServer(f"redis://127.0.0.1:{port}/0", process)
+            return ValkeyServer(f"redis://127.0.0.1:{port}/0", process, data)
 
         server = _on_free_port(started)
         try:

@@ -66,6 +66,14 @@ class Pool(ABC):
     async def searches_near(self, location: Place, radius_km: float) -> list[str]:
         """Nearest first."""
 
+    @abstractmethod
+    async def is_blank(self) -> bool:
+        """Nobody has marked it since it began: it is new, or has forgotten everything."""
+
+    @abstractmethod
+    async def mark(self) -> None:
+        """It holds who belongs there."""
+
 
 class _Driver:
     __slots__ = ("location", "seen", "vehicle_type")
@@ -82,6 +90,7 @@ class MemoryPool(Pool):
     def __init__(self) -> None:
         self.grid: Grid[_Driver] = Grid()
         self._searches: Grid[None] = Grid()
+        self._blank = True
 
     async def join(self, driver_id: str, location: Location, vehicle_type: VehicleType, seen: datetime) -> None:
         driver = _Driver(location, vehicle_type, seen)
@@ -158,6 +167,12 @@ class MemoryPool(Pool):
         near = self._searches.nearest(location.latitude, location.longitude, radius_km, everybody, lambda _: True)
         return [entry.id for _, entry in near]
 
+    async def is_blank(self) -> bool:
+        return self._blank
+
+    async def mark(self) -> None:
+        self._blank = False
+
 
 # -- Redis -------------------------------------------------------------------------------------------------
 
@@ -165,6 +180,7 @@ class MemoryPool(Pool):
 # A driver is in the pool when he has a sign of life; the geo set alone finds nobody.
 _DRIVERS = ("pool:places", "pool:seen", "pool:profiles")
 _SEARCHES = ("search:places", "search:profiles")
+_MARK = "pool:mark"
 
 _JOIN = """
 redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
@@ -261,6 +277,9 @@ end
 return found
 """
 
+_IS_BLANK = "return 1 - redis.call('EXISTS', KEYS[1])"
+_MARKED = "redis.call('SET', KEYS[1], '1') return 1"
+
 _MOST_NORTHERN = 85.05112878
 """Redis' geo set ends here; beyond, places lie on its edge and are told apart by their exact distance only."""
 _SPARE = 4
@@ -280,6 +299,8 @@ class RedisPool(Pool):
         self._open = RedisScript(client, _OPEN)
         self._close = RedisScript(client, _CLOSE)
         self._near = RedisScript(client, _SEARCHES_NEAR)
+        self._is_blank = RedisScript(client, _IS_BLANK)
+        self._mark = RedisScript(client, _MARKED)
 
     async def join(self, driver_id: str, location: Location, vehicle_type: VehicleType, seen: datetime) -> None:
         profile = f"{vehicle_type} {_exact(location)}"
@@ -349,6 +370,12 @@ class RedisPool(Pool):
             if km <= radius_km:
                 near.append((km, search_id))
         return [search_id for _, search_id in sorted(near)]
+
+    async def is_blank(self) -> bool:
+        return bool(await self._is_blank([_MARK]))
+
+    async def mark(self) -> None:
+        await self._mark([_MARK])
 
 
 def _indexed(location: Place) -> tuple[float, float]:

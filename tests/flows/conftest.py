@@ -106,11 +106,11 @@ class Real(Backend):
     def __init__(self, nats: NatsServer, redis_url: str, postgres: PostgresServer) -> None:
         self.nats = nats
         self._redis_url = redis_url
-        self._postgres = postgres
+        self.postgres = postgres
 
     async def fresh(self) -> dict[str, Any]:
         await self._forget_keys()
-        database_url = await asyncio.to_thread(self._postgres.new_database)
+        database_url = await asyncio.to_thread(self.postgres.new_database)
         return {"database_url": database_url, "nats__url": self.nats.fresh_account(), "redis__url": self._redis_url}
 
     async def _forget_keys(self) -> None:

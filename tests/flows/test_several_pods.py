@@ -19,7 +19,7 @@ from nebengjek.realtime.redis_mailbox import RedisMailbox
 from tests.conformance.harness import Relay
 from tests.flows.conftest import Real
 from tests.flows.fleet import PATIENCE, Fleet, Pair, Traveller, fleet
-from tests.flows.truth import check_books, check_frames, check_locks
+from tests.flows.truth import check_fleet, check_frames
 from tests.flows.world import BUNDARAN_HI, Refused, moved
 
 pytestmark = pytest.mark.real
@@ -50,24 +50,6 @@ STEPS = {
 """The steps in which somebody says something, and who."""
 
 
-async def check(pods: Fleet, pairs: list[Pair]) -> None:
-    """Every ride is paid and booked, nobody is bound, and the phones have heard each durable frame once, in order."""
-    tally = await pods.tally(pairs)
-    assert (tally.lost, tally.doubled, tally.reordered) == (0, 0, 0), tally
-    for pair in pairs:
-        for phone in pair.both:
-            check_frames(phone.durable)
-            for ride_id in pair.rides:
-                for event in ("ride.pickup", "ride.started", "ride.arrived", "ride.completed"):
-                    assert phone.count(event, ride_id=ride_id) == 1
-        for ride_id in pair.rides:
-            ride = await pair.passenger.ask("GET", f"/rides/{ride_id}")
-            assert (ride["status"], ride["payment"]["status"]) == ("COMPLETED", "ACCEPTED")
-        await pair.go_home()
-    await check_books(pods.database)
-    await check_locks(pods.database)
-
-
 async def test_a_whole_ride_with_driver_and_passenger_on_different_pods(pods: Fleet) -> None:
     pairs = await pods.people(2)
     for pair in pairs:
@@ -80,7 +62,7 @@ async def test_a_whole_ride_with_driver_and_passenger_on_different_pods(pods: Fl
         await pair.driver.expect("ride.tracking", user_id=pair.passenger.user_id)
         await pair.driver.expect("location.stored")
         assert {phone.ready["pod_id"] for phone in pair.both} == {"pod-1", "pod-2"}
-    await check(pods, pairs)
+    await check_fleet(pods, pairs)
 
 
 async def test_phones_that_hop_pods_at_every_step_miss_nothing(pods: Fleet) -> None:
@@ -93,7 +75,7 @@ async def test_phones_that_hop_pods_at_every_step_miss_nothing(pods: Fleet) -> N
     for _ in range(3):
         await pair.ride(between=hop)
     assert {phone.connections > 30 for phone in pair.both} == {True}
-    await check(pods, [pair])
+    await check_fleet(pods, [pair])
 
 
 async def test_a_pod_that_is_killed_in_the_middle_of_every_step_takes_nothing_along(pods: Fleet) -> None:
@@ -113,7 +95,7 @@ async def test_a_pod_that_is_killed_in_the_middle_of_every_step_takes_nothing_al
                 await phone.lives_on(None)
         await asyncio.gather(*speaking)
         await pods.restart(victim)
-    await check(pods, pairs)
+    await check_fleet(pods, pairs)
 
 
 async def test_a_rolling_restart_under_load_is_not_noticed(pods: Fleet) -> None:
@@ -131,7 +113,7 @@ async def test_a_rolling_restart_under_load_is_not_noticed(pods: Fleet) -> None:
     over.set()
     await asyncio.gather(*riding)
     assert min(len(pair.rides) for pair in pairs) >= 1
-    await check(pods, pairs)
+    await check_fleet(pods, pairs)
 
 
 async def test_random_disconnects_during_rides_lose_double_and_reorder_nothing(pods: Fleet) -> None:
@@ -166,7 +148,7 @@ async def test_random_disconnects_during_rides_lose_double_and_reorder_nothing(p
     tally = await pods.tally(pairs)
     rides = sum(len(pair.rides) for pair in pairs)
     print(f"{disconnects} disconnects in {rides} rides: {tally}")  # noqa: T201 - what it is run for
-    await check(pods, pairs)
+    await check_fleet(pods, pairs)
 
 
 async def test_a_frame_id_repeated_on_another_pod_has_one_effect(pods: Fleet) -> None:
@@ -185,7 +167,7 @@ async def test_a_frame_id_repeated_on_another_pod_has_one_effect(pods: Fleet) ->
     await pods.quiet()
     assert passenger.count("user.finder") == 1
     await passenger.say("user.finder", {"is_active": False})
-    await check(pods, [pair])
+    await check_fleet(pods, [pair])
 
 
 async def test_both_sockets_of_a_user_hear_everything_on_two_pods(pods: Fleet) -> None:
@@ -206,7 +188,7 @@ async def test_both_sockets_of_a_user_hear_everything_on_two_pods(pods: Fleet) -
     for phone in (*pair.both, twins[0]):
         await phone.say("match.reject", {"match_id": pair.match_id})
         await phone.expect("match.rejected", match_id=pair.match_id)
-    await check(pods, [pair])
+    await check_fleet(pods, [pair])
     await twins[0].go_home()
 
 
@@ -232,7 +214,7 @@ async def test_a_position_that_no_mailbox_knows_is_reset_with_all_that_is_going_
         await phone.go_home()
     await pair.passenger.say("match.reject", {"match_id": pair.match_id})
     await pair.passenger.say("user.finder", {"is_active": False})
-    await check(pods, [pair])
+    await check_fleet(pods, [pair])
 
 
 async def test_many_phones_reconnect_at_once_when_their_pod_dies(pods: Fleet) -> None:
@@ -283,7 +265,7 @@ async def ride_through(pods: Fleet, away: Relay, meanwhile: Callable[[], Awaitab
     await away.open()
     over.set()
     await asyncio.gather(*riding)
-    await check(pods, pairs)
+    await check_fleet(pods, pairs)
 
 
 async def code_of(phone: Traveller, event: str, data: dict[str, Any]) -> str | None:

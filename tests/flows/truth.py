@@ -12,6 +12,7 @@ from nebengjek.match.store import engaged, matches
 from nebengjek.rides.payments import simulated_charges
 from nebengjek.rides.tables import ledger, payment_attempts, payments, rides
 from nebengjek.users.store import engagements
+from tests.flows.fleet import Fleet, Pair
 
 OPEN_RIDE = ("PICKUP", "ONGOING", "ARRIVED")
 STATES = ("beacon", "finder", "unavailable")
@@ -56,6 +57,24 @@ async def check_locks(database: Database) -> None:
     assert bound == parties
     accepted = {row.match_id for row in await _rows(database, matches) if row.status == "ACCEPTED"}
     assert accepted == {ride.match_id for ride in under_way}
+
+
+async def check_fleet(pods: Fleet, pairs: list[Pair]) -> None:
+    """Every ride is paid and booked, nobody is bound, and the phones have heard each durable frame once, in order."""
+    tally = await pods.tally(pairs)
+    assert (tally.lost, tally.doubled, tally.reordered) == (0, 0, 0), tally
+    for pair in pairs:
+        for phone in pair.both:
+            check_frames(phone.durable)
+            for ride_id in pair.rides:
+                for event in ("ride.pickup", "ride.started", "ride.arrived", "ride.completed"):
+                    assert phone.count(event, ride_id=ride_id) == 1
+        for ride_id in pair.rides:
+            ride = await pair.passenger.ask("GET", f"/rides/{ride_id}")
+            assert (ride["status"], ride["payment"]["status"]) == ("COMPLETED", "ACCEPTED")
+        await pair.go_home()
+    await check_books(pods.database)
+    await check_locks(pods.database)
 
 
 def check_frames(heard: Iterable[dict[str, Any]]) -> None:

@@ -50,6 +50,15 @@ async def names(pool: Pool, radius_km: float = 5.0, limit: int = 10, **filters: 
     return [one.driver_id for one in await pool.nearest(MONAS, radius_km, limit, **filters)]  # type: ignore[arg-type]
 
 
+async def test_a_pool_is_blank_until_it_is_marked(url: str | None) -> None:
+    async with opened(url) as pool:
+        assert await pool.is_blank()
+        await pool.mark()
+        await pool.join("near", east(0.3), "motorcycle", NOW)
+        await pool.leave("near")
+        assert not await pool.is_blank()
+
+
 async def test_the_nearest_come_first_with_their_distance_and_vehicle(url: str | None) -> None:
     async with opened(url) as pool:
         await pool.join("far", east(4.9), "car", NOW)
