@@ -1,12 +1,14 @@
 # One image for every role: `run`, `db upgrade`, `streams` … Built from this folder, nothing else is copied in.
 FROM python:3.11-slim AS build
+# With plugins, also theirs: docker build --build-arg EXTRAS=postgres,telemetry,speed,sealed,profiles .
+ARG EXTRAS=postgres,telemetry,speed,sealed
 WORKDIR /build
 RUN python -m venv /opt/nebengjek
 COPY pyproject.toml constraints.txt README.md ./
 COPY nebengjek nebengjek
 COPY plugins plugins
 RUN /opt/nebengjek/bin/pip install --no-cache-dir --disable-pip-version-check \
-        -c constraints.txt '.[postgres,telemetry,speed,sealed]' \
+        -c constraints.txt ".[${EXTRAS}]" \
     && /opt/nebengjek/bin/pip uninstall --yes --quiet pip setuptools
 
 FROM python:3.11-slim

