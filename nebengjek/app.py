@@ -177,14 +177,16 @@ class App:
         return RedisFastState(self.redis)
 
     def _delivery(self, payloads: Payloads) -> Delivery:
-        patience, cut_off = self.settings.web.stall_timeout, self.metrics.counter("phones_cut_off").inc
+        web = self.settings.web
+        options: dict[str, Any] = {"patience": web.stall_timeout, "sockets_per_user": web.sockets_per_user}
+        options |= {"cut_off": self.metrics.counter("phones_cut_off").inc}
         if self.redis is None:
             mailbox, presence = MemoryMailbox(self.clock), MemoryPresence(self.clock)
-            return Delivery(mailbox, presence, self.clock, patience=patience, cut_off=cut_off)
+            return Delivery(mailbox, presence, self.clock, **options)
         seen = RedisPresence(self.redis, self.clock, pod_id=self.pod_id)
         relay = Relay(self.broker, seen, pod_id=self.pod_id, payloads=payloads)
         mail = RedisMailbox(self.redis, self.clock)
-        return Delivery(mail, seen, self.clock, relay, patience=patience, cut_off=cut_off)
+        return Delivery(mail, seen, self.clock, relay, **options)
 
     def _presence(self, kind: str) -> Presence:
         """Which pod holds what, of another kind than phones."""

@@ -7,7 +7,8 @@ operators (below ``/admin``), else whoever has logged in.
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Request, Router
+from litestar import Litestar, Request, Response, Router
+from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, Reference, SecurityScheme
@@ -27,11 +28,20 @@ def openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="NebengJek",
         version="1",
-        openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, opt={"public": True}),
+        openapi_router=Router(
+            "/schema", route_handlers=[], include_in_schema=False, opt={"public": True}, after_request=_say_not_found
+        ),
         render_plugins=[_Document(path=["/", "/openapi.json"])],
         components=Components(security_schemes=schemes),
         security=[{_BEARER: []}],
     )
+
+
+def _say_not_found(response: Response[Any]) -> Response[Any]:
+    """Litestar has a page of its own for what is not below ``/schema``; ours is the problem that all routes answer."""
+    if response.status_code == 404:
+        raise NotFoundException
+    return response
 
 
 class _Document(JsonRenderPlugin):

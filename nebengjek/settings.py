@@ -189,6 +189,8 @@ class Web(Section, frozen=True, kw_only=True):
     max_frame: Annotated[int, Meta(ge=256, le=1024 * 1024)] = 65536
     ping_interval: Annotated[float, Meta(gt=0, le=3600)] = 20
     """Between two pings; a phone that answers none of two is dead when the third is due."""
+    sockets_per_user: Count = 10
+    """On one pod; of more the oldest is closed."""
     stall_timeout: Annotated[float, Meta(gt=0, le=3600)] = 20
     """So long a phone may take nothing of what is sent to it."""
     allowed_origins: tuple[str, ...] = ()

@@ -298,7 +298,7 @@ def test_the_fields_of_what_a_phone_says_are_those_of_the_frames() -> None:
 def test_close_codes_are_listed() -> None:
     said = {row[0] for row in rows(section(PROTOCOL, "Close codes"))}
     by_name = {delivery.SLOW_PHONE, delivery.TOKEN_ENDED, delivery.START_ANEW}
-    by_name |= {websocket.BAD_FRAMES_CODE, delivery.TRY_AGAIN}
+    by_name |= {websocket.BAD_FRAMES_CODE, delivery.TRY_AGAIN, delivery.TOO_MANY}
     ours = by_name | {1009, 1011, 1012, 4500}
     assert said == {str(code) for code in ours}
 
@@ -475,7 +475,18 @@ def test_dotted_names_are_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCS)
 def test_words_in_capitals_are_there(name: str) -> None:
-    plain = {"CAPITALS", "FILE", "OPEN", "PATH", "POST", "PATCH", "DELETE", "NEBENGJEK_SETTINGS", "NEBENGJEK_URL"}
+    plain = {
+        "CAPITALS",
+        "EXTRAS",
+        "FILE",
+        "OPEN",
+        "PATH",
+        "POST",
+        "PATCH",
+        "DELETE",
+        "NEBENGJEK_SETTINGS",
+        "NEBENGJEK_URL",
+    }
     known = CODES | STATES | STREAM_NAMES | PASSWORDS | PLUGIN_CODES | PLUGIN_NAMES | {*REFERENCE_NAMES, *plain}
     for word in words(_SQL.sub("", DOCS[name])):
         if re.fullmatch(r"[A-Z][A-Z_]{3,}", word) and not word.startswith("NEBENGJEK__"):

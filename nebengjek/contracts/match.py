@@ -63,12 +63,15 @@ class MatchRejected(MatchEvent, frozen=True, kw_only=True, tag="match.rejected")
 
 
 class MatchUnavailable(Event, frozen=True, kw_only=True, tag="match.unavailable"):
-    """Nobody is near (``no_drivers``, the search goes on), or the search is over (``search_ended``)."""
+    """Nobody is near (``no_drivers``, the search goes on), or the search is over (``search_ended``).
+
+    ``engaged``: there is none, because its passenger is bound by a match; ``search_id`` names what was not opened.
+    """
 
     passenger_id: str
     search_id: str
     finder_version: int
-    reason: Literal["no_drivers", "search_ended"]
+    reason: Literal["no_drivers", "search_ended", "engaged"]
     key: ClassVar[str] = "passenger_id"
     number: ClassVar[str | None] = None
 

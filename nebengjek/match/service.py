@@ -219,6 +219,7 @@ class MatchService:
                 # still engaged after some seconds got engaged meanwhile: he is not matched, whatever arrives.
                 if context.deliveries <= ENGAGED_LOOKS:
                     raise Retry(after=0.2 * 2 ** (context.deliveries - 1))
+                await self._bus.outbox.add(tx, _not_searching(event))
                 return
             else:
                 search_id = await self._search(tx, event, current, now)
@@ -524,7 +525,9 @@ class MatchService:
 
     async def _reconcile(self, now: datetime) -> None:
         """After a restart, or when the fast store forgot: the pool holds who belongs there, and nobody else."""
-        if self._reconciled_at is not None and (now - self._reconciled_at).total_seconds() < RECONCILE_SECONDS:
+        recent = self._reconciled_at is not None and (now - self._reconciled_at).total_seconds() < RECONCILE_SECONDS
+        blank = await self._pool.is_blank()
+        if recent and not blank:
             return
         self._reconciled_at = now
         await self._pool.forget(now - self._seen_ttl)
@@ -538,6 +541,8 @@ class MatchService:
             await self._pool.leave(driver_id)
         if lost := sorted(belongs - present):
             await self._rejoin(lost)
+        if blank:
+            await self._pool.mark()
 
     # -- questions
 
@@ -571,6 +576,12 @@ class MatchService:
 
 def _rejected(row: Row[Any]) -> MatchRejected:
     return MatchRejected(match_id=row.match_id, version=row.version, match=match_of(row))
+
+
+def _not_searching(event: UserFinder) -> MatchUnavailable:
+    return MatchUnavailable(
+        passenger_id=event.user_id, search_id=uuid7(), finder_version=event.version, reason="engaged"
+    )
 
 
 def _unavailable(search: Row[Any], reason: Any) -> MatchUnavailable:

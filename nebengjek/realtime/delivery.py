@@ -40,6 +40,8 @@ START_ANEW = 4409
 RING_AGAIN = 0.5
 """Seconds until a mailbox that does not answer is asked again."""
 TRY_AGAIN = 1013
+TOO_MANY = 4410
+SOCKETS_PER_USER = 10
 USERS_AT_ONCE = 500
 
 log = structlog.stdlib.get_logger("nebengjek.realtime")
@@ -84,6 +86,8 @@ class Connection:
 
     def open(self) -> None:
         """From now on what there is is sent."""
+        if self._sending is not None:
+            return  # it was cut off already
         self._busy = False
         self._wake()
 
@@ -93,7 +97,7 @@ class Connection:
             return
         self._answers.append(frame)
         if len(self._answers) > MAX_ANSWERS:
-            self._cut_off()
+            self.cut_off(SLOW_PHONE)
         self._wake()
 
     def tell(self, frame: bytes) -> None:
@@ -135,11 +139,11 @@ class Connection:
         elif self._stalled is None or self._stalled[0] != self._sent:
             self._stalled = (self._sent, now)
         elif now - self._stalled[1] >= patience:
-            self._cut_off()
+            self.cut_off(SLOW_PHONE)
 
-    def _cut_off(self) -> None:
+    def cut_off(self, code: int) -> None:
         """Close, and wait for nothing: what was to be sent is in the mailbox, may be missed, or is asked for again."""
-        self.close_code = self.close_code or SLOW_PHONE
+        self.close_code = self.close_code or code
         self._answers.clear()
         self._newest.clear()
         self._mail = False
@@ -219,6 +223,7 @@ class Delivery:
         relay: Relay | None = None,
         *,
         patience: float = STALL_SECONDS,
+        sockets_per_user: int = SOCKETS_PER_USER,
         cut_off: Callable[[], None] | None = None,
     ) -> None:
         """``patience``: seconds for which a phone may take nothing; ``cut_off``: called when one is closed for it."""
@@ -227,6 +232,7 @@ class Delivery:
         self._clock = clock
         self._relay = relay
         self._patience = patience
+        self._sockets_per_user = sockets_per_user
         self._cut_off = cut_off
         self._by_user: dict[str, dict[str, Connection]] = {}
 
@@ -271,7 +277,12 @@ class Delivery:
                         connection.ring()
 
     async def attach(self, connection: Connection) -> None:
-        self._by_user.setdefault(connection.user_id, {})[connection.id] = connection
+        """Of more than ``sockets_per_user`` of one user here the oldest are closed (4410)."""
+        connections = self._by_user.setdefault(connection.user_id, {})
+        connections[connection.id] = connection
+        for oldest in list(connections.values())[: -self._sockets_per_user]:
+            if oldest.close_code is None:
+                oldest.cut_off(TOO_MANY)
         await self.presence.attach(connection.user_id, connection.id)
 
     async def detach(self, connection: Connection) -> None:

@@ -392,7 +392,7 @@ class Phone:
 
     def _unavailable(self, reason: str) -> None:
         self.note("match.unavailable", self.user_id, reason)
-        if reason == "search_ended":
+        if reason != "no_drivers":
             self.active = False
 
     def note(self, event: str, about: str, status: str, reason: str | None = None) -> None:

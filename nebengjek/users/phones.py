@@ -77,8 +77,8 @@ class Phones:
     async def match_unavailable(self, event: MatchUnavailable, context: Context) -> None:
         said = Unavailable(reason=event.reason)
         await self._delivery.deliver(event.passenger_id, "match.unavailable", said, message_id=context.message_id)
-        if event.reason == "search_ended" and await self._service.search_ended(event, context):
-            off = Active(is_active=False, reason="search_ended")
+        if event.reason != "no_drivers" and await self._service.search_ended(event, context):
+            off = Active(is_active=False, reason=event.reason)
             message_id = f"user.finder-off-{event.search_id}"
             await self._delivery.deliver(event.passenger_id, "user.finder", off, message_id=message_id)
 

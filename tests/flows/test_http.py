@@ -135,6 +135,7 @@ async def test_the_other_refusals_have_their_codes(backend: Backend) -> None:
         refused(await passenger.http("GET", "/fares/estimate?from=91,0&to=0,0"), 400, "INVALID")
         refused(await passenger.http("GET", "/fares/estimate?from=1"), 400, "INVALID")
         refused(await passenger.http("GET", "/rides?limit=0"), 400, "INVALID")
+        refused(await passenger.http("GET", "/schema/nothing"), 404, "NOT_FOUND")
 
 
 async def test_too_often_says_when_to_come_again(backend: Backend) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from nebengjek.contracts.rides import RidePickup
 from nebengjek.match import store
-from tests.flows.conftest import Backend
+from tests.flows.conftest import Backend, Embedded
 from tests.flows.world import BUNDARAN_HI, KOTA_TUA, MONAS, Phone, Refused, World, moved
 
 FINDER = {"is_active": True, "location": MONAS, "target_location": BUNDARAN_HI}
@@ -240,6 +240,27 @@ async def test_a_pickup_that_is_heard_while_the_ride_ends_binds_nobody_again(bac
         await hearing
         async with world.app.database.read() as tx:
             assert await store.engaged_among(tx, parties) == set()
+
+
+async def test_a_finder_of_somebody_who_stays_bound_is_refused_aloud(embedded: Embedded) -> None:
+    async with embedded.own_world() as world:
+        driver, passenger = await world.driver(), await world.passenger()
+        await driver.say("user.beacon", BEACON)
+        # As if the match that binds him had not been heard by users yet.
+        async with world.app.database.begin() as tx:
+            await store.engage(tx, "another match", (passenger.user_id,))
+        await passenger.say("user.finder", FINDER)
+        told = asyncio.ensure_future(passenger.expect("match.unavailable", reason="engaged"))
+        while not (await asyncio.wait([told], timeout=0.02))[0]:
+            # It is looked at again and again before that is said.
+            await world.advance(0.5)
+        told.result()
+        await passenger.expect("user.finder", is_active=False, reason="engaged")
+        assert passenger.count("match.found") == 0
+        async with world.app.database.begin() as tx:
+            await store.release(tx, "another match")
+        await passenger.say("user.finder", FINDER)
+        await passenger.expect("match.found")
 
 
 async def _waits_for_a_lock(world: World) -> None:

@@ -268,3 +268,28 @@ async def test_a_phone_may_send_deflated_frames(embedded: Embedded) -> None:
             with pytest.raises(ConnectionClosed):
                 await peer.recv()
             assert peer.close_code == 1009
+
+
+async def test_of_more_sockets_of_a_user_than_are_allowed_the_oldest_makes_room(embedded: Embedded) -> None:
+    async with embedded.own_world(web__sockets_per_user=2) as world:
+        other, phone = await world.passenger(), await Phone(world).login()
+        url = world.url.replace("http", "ws") + "/ws"
+        peers = []
+        for _ in range(3):
+            peers.append(await connect(url, additional_headers=phone.bearer))
+            assert json.loads(await peers[-1].recv())["event"] == "session.ready"
+        assert await heard(peers[0], lambda _: False) == []
+        assert peers[0].close_code == 4410
+        await tell(world, phone, 0, 1)
+        for peer in peers[1:]:
+            await heard(peer, lambda frame: frame.get("seq") == 1)
+        # Nobody else's are counted, and a place that becomes free is free.
+        await other.say("session.ack", {"seq": 0})
+        await peers[1].close()
+        await until(lambda: world.app.delivery.sockets == 2)
+        peers.append(await connect(url, additional_headers=phone.bearer))
+        assert json.loads(await peers[3].recv())["event"] == "session.ready"
+        await tell(world, phone, 1, 1)
+        for peer in peers[2:]:
+            await heard(peer, lambda frame: frame.get("seq") == 2)
+            await peer.close()
