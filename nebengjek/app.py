@@ -50,7 +50,7 @@ from nebengjek.realtime.relay import Relay
 from nebengjek.rides.fares import Tariff
 from nebengjek.rides.module import rides
 from nebengjek.rides.payments import SimulatedGateway
-from nebengjek.rides.store import count_by_status
+from nebengjek.rides.store import count_open
 from nebengjek.settings import Settings
 from nebengjek.streams import check_capacity, streams
 from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
@@ -377,7 +377,7 @@ class App:
         self.metrics.gauge("frames_waiting").set(frames)
         self.metrics.observe_pods({beat.pod_id: beat.active_connections for beat in self.pods.known()})
         async with self.database.read() as tx:
-            rides_by_state = await count_by_status(tx)
+            rides_by_state = await count_open(tx)
         for state, count in rides_by_state.items():
             self.metrics.gauge("rides", state=state).set(count)
 

@@ -41,7 +41,7 @@ GAUGES = {
     "users_connected": ("Users with at least one phone connected to this pod.", ()),
     "sockets_waiting": ("Phones that do not take what they are sent, for the moment.", ()),
     "frames_waiting": ("Frames that wait in this process for those phones.", ()),
-    "rides": ("Rides in the database by state.", ("state",)),
+    "rides": ("Rides that have not ended, by state.", ("state",)),
 }
 
 log = structlog.stdlib.get_logger("nebengjek.telemetry")

@@ -220,10 +220,13 @@ async def newest(tx: AsyncConnection, *, status: RideState | None, review: bool 
     return await _rows(tx, statement.order_by(rides.c.ride_id.desc()).limit(limit), {})
 
 
-async def count_by_status(tx: AsyncConnection) -> dict[str, int]:
-    """Rides in each state, also in those that no ride is in."""
-    found = await tx.execute(select(rides.c.status, func.count()).group_by(rides.c.status))
-    counts: dict[str, int] = dict.fromkeys(ANY, 0)
+async def count_open(tx: AsyncConnection) -> dict[str, int]:
+    """Rides that have not ended in each of their states, also in those that no ride is in.
+
+    Those that have ended are left out: they are counted as events, and here each look would read all that ever were.
+    """
+    found = await tx.execute(select(rides.c.status, func.count()).where(_open).group_by(rides.c.status))
+    counts: dict[str, int] = dict.fromkeys(OPEN, 0)
     return counts | dict(found.all())
 
 
