@@ -82,11 +82,12 @@ class UserAvatarUploaded(UserEvent, frozen=True, kw_only=True, tag="user.avatar.
 
 
 class UserBeacon(UserEvent, frozen=True, kw_only=True, tag="user.beacon"):
-    """A driver is ready for passengers, or no longer."""
+    """A driver is ready for passengers, or no longer. ``avatar_version``: of the picture on his card."""
 
     is_active: bool
     driver: DriverCard
     location: Location | None = None
+    avatar_version: int = 0
 
 
 class UserFinder(UserEvent, frozen=True, kw_only=True, tag="user.finder"):

@@ -17,7 +17,7 @@ from nebengjek.contracts.match import (
     RejectMatch,
 )
 from nebengjek.contracts.rides import RideCancelled, RideCompleted, RideOfMatch, RidePickup
-from nebengjek.contracts.users import UserBeacon, UserFinder, UserPresence
+from nebengjek.contracts.users import UserAvatarUploaded, UserBeacon, UserFinder, UserPresence
 from nebengjek.database import Database
 from nebengjek.match.pool import Pool
 from nebengjek.match.routes import MatchController
@@ -44,6 +44,7 @@ def match(
             on(UserBeacon, service.beacon, ordered_by="user_id"),
             on(UserFinder, service.finder, ordered_by="user_id"),
             on(UserPresence, service.presence, ordered_by="user_id"),
+            on(UserAvatarUploaded, service.avatar),
             on_batch(LocationUpdate, service.points),
             on(RidePickup, service.pickup),
             on(RideCompleted, service.ended),

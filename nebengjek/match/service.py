@@ -37,7 +37,7 @@ from nebengjek.contracts.match import (
 )
 from nebengjek.contracts.message import uuid7
 from nebengjek.contracts.rides import RideCancelled, RideCompleted, RideOfMatch, RidePickup
-from nebengjek.contracts.users import UserBeacon, UserFinder, UserPresence
+from nebengjek.contracts.users import UserAvatarUploaded, UserBeacon, UserFinder, UserPresence
 from nebengjek.database import Database
 from nebengjek.errors import Conflict, Forbidden, NotFound, Unavailable
 from nebengjek.match import store
@@ -106,8 +106,11 @@ class MatchService:
                 return
             values: dict[str, Any] = {"version": event.version, "is_active": event.is_active}
             values |= {"name": event.driver.name, "vehicle_type": event.driver.vehicle_type}
-            values |= {"vehicle_plate": event.driver.vehicle_plate, "avatar_url": event.driver.avatar_url}
+            values |= {"vehicle_plate": event.driver.vehicle_plate}
             values |= {"changed_at": self._clock.now()}
+            # Of a picture that is newer than his card match has heard itself.
+            if event.avatar_version >= row.avatar_version:
+                values |= {"avatar_url": event.driver.avatar_url, "avatar_version": event.avatar_version}
             if event.location is not None:
                 values |= {"latitude": event.location.latitude, "longitude": event.location.longitude}
             row = await store.change_beacon(tx, event.user_id, **values)
@@ -123,6 +126,14 @@ class MatchService:
             values = {"presence_version": event.version, "online": event.online, "changed_at": self._clock.now()}
             row = await store.change_beacon(tx, event.user_id, **values)
         await self._place(row, None)
+
+    async def avatar(self, event: UserAvatarUploaded) -> None:
+        """Show the picture in the next proposal, unless a newer one has been heard of."""
+        async with self._database.begin() as tx:
+            row = await store.ensure_beacon(tx, event.user_id, self._clock.now())
+            if row.avatar_version < event.version:
+                shown = {"avatar_url": event.avatar_url, "avatar_version": event.version}
+                await store.change_beacon(tx, event.user_id, **shown)
 
     async def _place(self, row: Row[Any], location: Location | None) -> None:
         """Put the driver into the pool, or take him out, as his row says."""

@@ -54,11 +54,12 @@ beacons = Table(
     Column("vehicle_type", String(10)),
     Column("vehicle_plate", String(12)),
     Column("avatar_url", String(500)),
+    Column("avatar_version", Integer, nullable=False, server_default="0"),
     Column("latitude", Float),
     Column("longitude", Float),
     Column("changed_at", UtcDateTime, nullable=False),
 )
-"""A driver as match knows him; ``version`` and ``presence_version`` are the last ones heard."""
+"""A driver as match knows him; ``version``, ``presence_version`` and ``avatar_version`` are the last ones heard."""
 
 finders = Table(
     "finders",

@@ -367,7 +367,10 @@ def _farewell(row: Row[Any], version: int) -> list[Event]:
     ]
     if row.beacon_active:
         card = DriverCard(name="", vehicle_type=row.vehicle_type, vehicle_plate="")
-        said.append(UserBeacon(user_id=row.id, version=version, is_active=False, driver=card))
+        left = UserBeacon(
+            user_id=row.id, version=version, is_active=False, driver=card, avatar_version=row.avatar_version
+        )
+        said.append(left)
     if row.finder_active:
         said.append(UserFinder(user_id=row.id, version=version, is_active=False, passenger=PassengerCard(name="")))
     return said

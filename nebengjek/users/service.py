@@ -67,6 +67,7 @@ class UsersService:
                     vehicle_plate=row.vehicle_plate,
                     avatar_url=row.avatar_url,
                 ),
+                avatar_version=row.avatar_version,
             )
             await self._bus.outbox.add(tx, event)
         said = Active(is_active=data.is_active)

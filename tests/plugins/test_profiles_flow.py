@@ -9,10 +9,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, delete, func, select
 
-from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated, Vehicle
+from nebengjek.contracts.users import UserAvatarUploaded, UserCreated, UserDriverRegistered, UserUpdated, Vehicle
 from nebengjek_plugins.profiles.tables import found, metadata, people, signups
 from tests.flows.conftest import Backend
-from tests.flows.world import MONAS, Phone, Refused, World
+from tests.flows.world import BUNDARAN_HI, MONAS, Phone, Refused, World
 from tests.plugins.images import picture, upload
 
 
@@ -169,6 +169,36 @@ async def test_a_drivers_picture_is_in_the_proposal(backend: Backend, tmp_path: 
         match_id = await world.pair(budi, ani, MONAS)
         proposed = await ani.expect("match.found", match_id=match_id)
         assert proposed["data"]["driver"]["avatar_url"] == url
+
+
+async def test_a_picture_that_is_new_is_in_the_next_proposal_without_another_beacon(
+    backend: Backend, tmp_path: Path
+) -> None:
+    async with backend.own_world(**plugged(tmp_path)) as world:
+        budi, ani = await asyncio.gather(world.driver(), world.passenger())
+        await budi.say("user.beacon", {"is_active": True, "location": MONAS})
+        await world.quiet()
+        url = (await upload(budi, picture())).json()["avatar_url"]
+        await world.quiet()
+        finder = {"is_active": True, "location": MONAS, "target_location": BUNDARAN_HI}
+        await ani.say("user.finder", finder)
+        proposed = await ani.expect("match.found")
+        assert proposed["data"]["driver"]["avatar_url"] == url
+
+
+async def test_an_old_card_does_not_bring_an_old_picture_back(embedded: Backend, tmp_path: Path) -> None:
+    async with embedded.own_world(**plugged(tmp_path)) as world:
+        budi, ani = await asyncio.gather(world.driver(), world.passenger())
+        new = UserAvatarUploaded(user_id=budi.user_id, version=3, avatar_url="/avatars/new", file_key="")
+        old = UserAvatarUploaded(user_id=budi.user_id, version=2, avatar_url="/avatars/old", file_key="")
+        await budi.say("user.beacon", {"is_active": False})
+        await world.quiet()
+        for picture_of_him in (new, old):
+            await world.handler("match", UserAvatarUploaded)(picture_of_him)
+        # users has heard of neither: the card on this beacon has no picture.
+        match_id = await world.pair(budi, ani, MONAS)
+        proposed = await ani.expect("match.found", match_id=match_id)
+        assert proposed["data"]["driver"]["avatar_url"] == "/avatars/new"
 
 
 async def test_the_migrations_make_the_tables_of_the_code(backend: Backend, tmp_path: Path) -> None:
