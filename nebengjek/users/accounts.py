@@ -8,6 +8,7 @@ import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from msgspec import Struct
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -35,15 +36,19 @@ from nebengjek.contracts.users import (
     VehicleType,
 )
 from nebengjek.database import Database, insert_ignore
-from nebengjek.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from nebengjek.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable
 from nebengjek.faststate import FastState
 from nebengjek.tokens import Identity, Tokens
 from nebengjek.users import store
 from nebengjek.users.numbers import parse_plate
 from nebengjek.users.store import drivers, refresh_tokens, users
 
+log = structlog.stdlib.get_logger("nebengjek.users")
+
 SUFFIX = 6
 """Digits of a number that others may know, to find its owner by."""
+KNOWN = "sessions:known"
+"""Where the fast state has it that it knows which sessions have ended."""
 PAGE = 1_000
 """Accounts in an answer, at most."""
 
@@ -300,21 +305,28 @@ class Accounts:
         )
 
     async def restore(self) -> None:
-        """Know again which sessions have ended: what knows it may have been lost with the process."""
+        """Know again which sessions have ended: what knew it may have been lost, with the process or with Redis's data.
+
+        Costs a look where nothing was lost. With the fast state away nothing happens: call again.
+        """
+        try:
+            if await self._state.get(KNOWN) is None:
+                await self._restore()
+                await self._state.put(KNOWN, b"1", self._token_seconds)
+        except Unavailable as error:
+            log.warning("sessions.not_restored", error=str(error))
+
+    async def _restore(self) -> None:
         since = self._clock.now() - timedelta(seconds=self._token_seconds)
         unused = func.count().filter(refresh_tokens.c.used_at.is_(None))
         statement = (
             select(refresh_tokens.c.session_id)
             .group_by(refresh_tokens.c.session_id)
             .having(unused == 0, func.max(refresh_tokens.c.used_at) > since)
-            .order_by(func.max(refresh_tokens.c.used_at).desc())
         )
         async with self._database.read() as tx:
             sessions = (await tx.execute(statement)).scalars().all()
         for session_id in sessions:
-            if await self._state.get(_ended(session_id)) is not None:
-                # It knows the latest: nothing was lost.
-                return
             await self._end(session_id)
 
     async def _end(self, session_id: str) -> None:

@@ -122,6 +122,7 @@ def users(
             every(5.0, delivery.look_for_mail),
             every(1.0, service.sweep_presence),
             every(1.0, delivery.tend),
+            every(2.0, accounts.restore),
             every(3600.0, accounts.forget_old),
         ],
         start=start,

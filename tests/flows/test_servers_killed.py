@@ -1,7 +1,7 @@
 """nats-server and Valkey are killed with -9 under three pods with rides going on, and come back, one of them empty."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,7 +44,15 @@ def pods(
         yield made
 
 
-async def ride_on(pods: Fleet, die: Callable[[], Awaitable[None]]) -> None:
+async def revive(pods: Fleet, valkey: ValkeyServer) -> None:
+    await asyncio.to_thread(valkey.start)
+    # Who looks on, by connections that he had before, does not see the new one otherwise.
+    await pods.redis.connection_pool.disconnect()
+
+
+async def test_killed_with_their_data_kept_neither_costs_a_ride_or_a_frame(
+    pods: Fleet, nats: NatsServer, valkey: ValkeyServer
+) -> None:
     """Pairs in all moments of their rides when it happens; each ends the ride that it is on, and has another one."""
     pairs = await pods.people(4)
     enough = asyncio.Event()
@@ -55,34 +63,22 @@ async def ride_on(pods: Fleet, die: Callable[[], Awaitable[None]]) -> None:
         await pair.ride(points=3)
 
     riding = [asyncio.create_task(busy(pair)) for pair in pairs]
-    for pair in pairs:
-        await pair.driver.expect("ride.started")
-    await die()
+
+    async def under_way() -> None:
+        for pair in pairs:
+            since = len(pair.driver.frames)
+            await pair.driver.find(lambda frame: frame["event"] == "ride.started", since=since)
+
+    await under_way()
+    nats.kill()
+    await asyncio.to_thread(nats.start)
+    await under_way()
+    valkey.kill()
+    await revive(pods, valkey)
+    await under_way()
     enough.set()
     await asyncio.gather(*riding)
     await check_fleet(pods, pairs)
-
-
-async def test_nats_is_killed(pods: Fleet, nats: NatsServer) -> None:
-    async def die() -> None:
-        nats.kill()
-        await asyncio.to_thread(nats.start)
-
-    await ride_on(pods, die)
-
-
-async def revive(pods: Fleet, valkey: ValkeyServer) -> None:
-    await asyncio.to_thread(valkey.start)
-    # Who looks on, by connections that he had before, does not see the new one otherwise.
-    await pods.redis.connection_pool.disconnect()
-
-
-async def test_redis_is_killed_and_keeps_what_it_had(pods: Fleet, valkey: ValkeyServer) -> None:
-    async def die() -> None:
-        valkey.kill()
-        await revive(pods, valkey)
-
-    await ride_on(pods, die)
 
 
 STEPS = ("finder", "driver accepts", "passenger accepts", "start", "drive", "arrive", "pay")
@@ -98,7 +94,6 @@ async def again(phone: Traveller) -> dict[str, Any]:
 
 
 def check_snapshot(pair: Pair, step: str, ready: dict[str, Any]) -> None:
-    assert (ready["replay"], ready["missing"]) == ("reset", [])
     proposed = {match["match_id"] for match in ready["proposals"]}
     if step == "finder":
         assert (proposed, ready["match"], ready["ride"]) == (set(), None, None)
@@ -115,6 +110,8 @@ async def test_redis_comes_back_empty(pods: Fleet, valkey: ValkeyServer) -> None
     for step, pair in pairs.items():
         await pair.ride(points=3, before=step)
     late = Traveller(pods)
+    over = await Traveller(pods).login()
+    await over.ask("POST", "/auth/logout", {"refresh_token": over.refresh_token})
     code = (await late.ask("POST", "/auth/otp/generate", {"msisdn": late.msisdn}))["otp"]
     await pods.quiet()
     valkey.kill()
@@ -127,15 +124,23 @@ async def test_redis_comes_back_empty(pods: Fleet, valkey: ValkeyServer) -> None
     lost = await late.http("POST", "/auth/otp/verify", {"msisdn": late.msisdn, "otp": code})
     assert (lost.status_code, lost.json()["code"]) == (401, "OTP_EXPIRED")
     await late.login()
+    # Which sessions have ended is read again where it is written down for good.
+    async with asyncio.timeout(PATIENCE):
+        while (await over.http("GET", "/users/me")).status_code != 401:  # noqa: ASYNC110 - it is asked, it does not tell
+            await asyncio.sleep(0.1)
     for step, pair in pairs.items():
         for phone in pair.both:
-            check_snapshot(pair, step, await again(phone))
+            ready = await again(phone)
+            assert ready["replay"] == "reset"
+            while ready["missing"]:
+                # Named is who took more than a second: this machine has other things to do.
+                ready = await again(phone)
+            check_snapshot(pair, step, ready)
     # Who is on the way to the start shows where he is, as phones do all the time; nobody says anything else again.
     await asyncio.gather(
         *(pair.ride(points=3, begin="driver is there" if step == "start" else step) for step, pair in pairs.items())
     )
-    for pair in pairs.values():
-        await pair.ride(points=3)
+    await asyncio.gather(*(pair.ride(points=3) for pair in pairs.values()))
     await pods.quiet()
     for pair in pairs.values():
         assert len(set(pair.rides)) == 2
