@@ -13,6 +13,9 @@ from nebengjek_plugins.profiles.tables import found
 SUFFIX = 6
 """Digits of a number that an index knows."""
 
+TEXT_INDEX = "profile_search_text"
+"""The table of SQLite without which nothing is found; PostgreSQL finds without its index too, slowly."""
+
 _SQLITE = (
     "DROP TABLE IF EXISTS profile_search_text",
     "CREATE VIRTUAL TABLE profile_search_text"

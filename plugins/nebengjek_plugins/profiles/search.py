@@ -1,18 +1,21 @@
 """The operators' search: kept by events, built anew from the accounts themselves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import Row, delete, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.users import AccountsAfter, Role, UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database
-from nebengjek.errors import Invalid
-from nebengjek_plugins.profiles.fulltext import make_index, matching, words_of
+from nebengjek.errors import Invalid, Unavailable
+from nebengjek_plugins.profiles.fulltext import TEXT_INDEX, make_index, matching, words_of
 from nebengjek_plugins.profiles.people import learn
 from nebengjek_plugins.profiles.tables import found
 
@@ -44,19 +47,21 @@ class Search:
         self._clock = clock
 
     async def heard(self, event: UserCreated | UserUpdated | UserDriverRegistered) -> None:
-        async with self._database.begin() as tx:
-            await self._index(tx, await learn(tx, found, event, self._clock.now()))
+        with _index_there():
+            async with self._database.begin() as tx:
+                await self._index(tx, await learn(tx, found, event, self._clock.now()))
 
     async def find(self, query: str, limit: int) -> list[Found]:
-        """Who has all the words, by name. Raises Invalid: there is no word in it."""
+        """Who has all the words, by name. Raises Invalid (there is no word in it), Unavailable (the index is lost)."""
         columns = [found.c[name] for name in Found.__struct_fields__]
-        async with self._database.read() as tx:
-            matches = matching(tx.dialect.name, query)
-            if matches is None:
-                raise Invalid("q: expected a name, the end of a number, or a plate")
-            hits = select(*columns).where(matches, found.c.deleted.is_(False))
-            rows = await tx.execute(hits.order_by(found.c.full_name, found.c.user_id).limit(limit))
-            return [Found(**row._mapping) for row in rows]
+        with _index_there():
+            async with self._database.read() as tx:
+                matches = matching(tx.dialect.name, query)
+                if matches is None:
+                    raise Invalid("q: expected a name, the end of a number, or a plate")
+                hits = select(*columns).where(matches, found.c.deleted.is_(False))
+                rows = await tx.execute(hits.order_by(found.c.full_name, found.c.user_id).limit(limit))
+                return [Found(**row._mapping) for row in rows]
 
     async def rebuild(self, after: str, limit: int) -> Rebuilt:
         """One step: index the accounts that come after ``after``; the first step makes the text index anew."""
@@ -78,3 +83,15 @@ class Search:
         words = words_of(name=row.full_name, suffix=row.msisdn_suffix, plate=row.vehicle_plate)
         if words != row.words:
             await tx.execute(update(found).where(found.c.id == row.id).values(words=words))
+
+
+@contextmanager
+def _index_there() -> Iterator[None]:
+    """Raises Unavailable when the index was deleted: what is heard meanwhile waits until it has been made anew."""
+    try:
+        yield
+    except DBAPIError as error:
+        if TEXT_INDEX not in str(error.orig):
+            raise
+        lost = "there is no search index any more: nebengjek search rebuild makes it anew"
+        raise Unavailable("search index", lost) from error
