@@ -289,6 +289,37 @@ async def test_redis_is_away_for_a_while(pods: Fleet) -> None:
     await pair.go_home()
 
 
+async def test_what_waits_for_redis_outlives_the_pod_that_holds_the_phones(pods: Fleet) -> None:
+    """Nothing is acknowledged for a mailbox that cannot be reached: no process has the only copy of a frame."""
+    victim = pods.pods[2]
+    (pair,) = await pods.people(1)
+    await pair.ride(before="start")
+    for phone in pair.both:
+        await phone.lives_on(victim)
+    await pods.quiet()
+    await pods.redis_line.close()
+    async with asyncio.timeout(PATIENCE):
+        while not await unsettled(pods, "RIDE_STREAM", "ride_cancelled_users"):
+            # Without an id: answers are kept in Redis. Said again it changes nothing.
+            await pair.passenger.tell("ride.cancel", {"ride_id": pair.ride_id})
+            await asyncio.sleep(0.3)
+    victim.kill()
+    for phone in pair.both:
+        phone.home = None
+    await pods.redis_line.open()
+    for phone in pair.both:
+        await phone.expect("ride.cancelled", ride_id=pair.ride_id)
+    await pods.restart(victim)
+    await check_fleet(pods, [pair])
+    assert {phone.count("ride.cancelled", ride_id=pair.ride_id) for phone in pair.both} == {1}
+
+
+async def unsettled(pods: Fleet, stream: str, consumer: str) -> int:
+    """How many messages wait for the consumer, or are in somebody's hands."""
+    (found,) = [one for one in await pods.broker.consumers(stream) if one.spec.name == consumer]
+    return found.num_pending + found.num_ack_pending
+
+
 async def test_nats_is_away_for_a_while(pods: Fleet) -> None:
     waiting, asking = await pods.people(2)
     place: dict[str, Any] = {}

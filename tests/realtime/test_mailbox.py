@@ -8,6 +8,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from nebengjek.errors import Unavailable
 from nebengjek.faststate import connect_redis
 from nebengjek.realtime.mailbox import KEEP_FRAMES, KEEP_IDS, KEEP_SECONDS, Forgotten, Mailbox, MemoryMailbox
 from nebengjek.realtime.redis_mailbox import COUNT_SECONDS, RedisMailbox
@@ -166,6 +167,27 @@ async def test_two_pods_count_as_one(valkey: str) -> None:
             assert await other.head(ANA) == await box.head(ANA)
         finally:
             await client.aclose()
+
+
+@pytest.mark.real
+async def test_an_append_whose_answer_is_lost_has_its_seq_all_the_same(valkey: str) -> None:
+    """Nobody but the server knows the count: what follows is not numbered by what was answered last."""
+    async with opened(valkey) as (box, where):
+        assert await fill(box, ANA, 1) == [1]
+        client = connect_redis(valkey)
+        try:
+            line = await client.connection_pool.get_connection()
+            await line.send_command("CLIENT", "REPLY", "OFF")
+            line.socket_timeout = 0.2
+            await client.connection_pool.release(line)
+            with pytest.raises(Unavailable):
+                await fill(RedisMailbox(client, where.clock), ANA, 2)
+        finally:
+            await client.aclose()
+        assert await fill(box, ANA, 3, 2, 3) == [3, 2, 3]
+        head = await box.head(ANA)
+        frames = [msgspec.json.decode(frame.data) for frame in await box.after(ANA, 0, head.epoch)]
+        assert [(frame["seq"], frame["data"]["n"]) for frame in frames] == [(1, 1), (2, 2), (3, 3)]
 
 
 @pytest.mark.real
