@@ -49,8 +49,8 @@ class Post:
 
 
 @asynccontextmanager
-async def post_office() -> AsyncIterator[Post]:
-    post = Post()
+async def post_office(post: Post | None = None) -> AsyncIterator[Post]:
+    post = post or Post()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: SMTP(post, loop=loop, hostname="post"), "127.0.0.1", 0)
     post.url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -61,7 +61,8 @@ async def post_office() -> AsyncIterator[Post]:
 
 
 def plugged(post: Post, **values: Any) -> dict[str, Any]:
-    table = {"smtp_url": post.url, **values}
+    # No test waits for a morning, unless it is about one.
+    table = {"smtp_url": post.url, "quiet_from": "00:00", "quiet_until": "00:00", **values}
     return {
         "plugins": ["nebengjek_plugins.notifications:notifications"],
         "plugin": {"notifications": table},
@@ -171,7 +172,9 @@ async def test_the_migrations_make_the_tables_of_the_code(backend: Backend) -> N
 
 
 async def test_without_a_server_nothing_is_sent_and_nothing_waits(embedded: Backend) -> None:
-    async with embedded.own_world(plugins=["nebengjek_plugins.notifications:notifications"]) as world:
+    table = {"notifications": {"quiet_from": "00:00", "quiet_until": "00:00"}}
+    plugins = ["nebengjek_plugins.notifications:notifications"]
+    async with embedded.own_world(plugins=plugins, plugin=table) as world:
         ani = await Phone(world).login()
         await ani.ask("PATCH", "/users/me", {"email": "ani@example.org"})
         await world.quiet()

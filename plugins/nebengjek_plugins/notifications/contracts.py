@@ -5,7 +5,18 @@ from typing import ClassVar, Literal
 
 from nebengjek.contracts.message import Event
 
-Kind = Literal["welcome", "receipt"]
+Language = Literal["id", "en"]
+MailKind = Literal["welcome", "receipt"]
+PushKind = Literal[
+    "offer_to_driver",
+    "offer_to_passenger",
+    "search_ended",
+    "driver_on_the_way",
+    "ride_cancelled",
+    "payment_due",
+    "payment_refused",
+    "payment_overdue",
+]
 
 
 class EmailWanted(Event, frozen=True, kw_only=True, tag="notification.email"):
@@ -13,8 +24,8 @@ class EmailWanted(Event, frozen=True, kw_only=True, tag="notification.email"):
 
     user_id: str
     cause: str
-    kind: Kind
-    language: Literal["id", "en"]
+    kind: MailKind
+    language: Language
     to: str
     values: dict[str, str]
     key: ClassVar[str] = "user_id"
@@ -34,4 +45,25 @@ class SmsWanted(Event, frozen=True, kw_only=True, tag="notification.sms"):
     expires_at: datetime
     key: ClassVar[str] = "sms_id"
     number: ClassVar[str | None] = None
+    sensitive: ClassVar[bool] = True
+
+
+class PushWanted(Event, frozen=True, kw_only=True, tag="notification.push"):
+    """News for one device of a user; of no use after ``expires_at``. ``push_id``: cause and device.
+
+    ``data``: what the app on the phone reads, the event and the id of what it is about.
+    """
+
+    user_id: str
+    push_id: str
+    device_id: str
+    topic: str
+    kind: PushKind
+    language: Language
+    values: dict[str, str]
+    data: dict[str, str]
+    expires_at: datetime
+    urgent: bool
+    key: ClassVar[str] = "user_id"
+    number: ClassVar[str | None] = "push_id"
     sensitive: ClassVar[bool] = True

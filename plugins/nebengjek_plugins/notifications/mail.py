@@ -63,8 +63,13 @@ class SmtpMail:
             raise MailFailed(f"the mail server does not answer ({type(error).__name__})") from None
 
 
-def compose(*, sender: str, to: str, subject: str, text: str, message_id: str) -> EmailMessage:
-    """``message_id``: the same for the same mail, so that a second one can be told. Raises Reject: no address."""
+def compose(
+    *, sender: str, to: str, subject: str, text: str, message_id: str, unsubscribe: str | None = None
+) -> EmailMessage:
+    """``message_id``: the same for the same mail, so that a second one can be told. Raises Reject: no address.
+
+    ``unsubscribe``: where one POST ends mails of this kind (RFC 8058).
+    """
     message = EmailMessage()
     try:
         message["From"] = sender
@@ -74,5 +79,8 @@ def compose(*, sender: str, to: str, subject: str, text: str, message_id: str) -
     message["Subject"] = subject
     message["Message-ID"] = f"<{message_id}@nebengjek>"
     message["Auto-Submitted"] = "auto-generated"
+    if unsubscribe is not None:
+        message["List-Unsubscribe"] = f"<{unsubscribe}>"
+        message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     message.set_content(text)
     return message

@@ -10,16 +10,19 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from nebengjek.bus.handling import Retry
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.rides import RideCompleted
 from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database, insert_ignore
-from nebengjek_plugins.notifications.contracts import EmailWanted, Kind
+from nebengjek_plugins.notifications.contracts import EmailWanted, MailKind
+from nebengjek_plugins.notifications.devices import Devices
 from nebengjek_plugins.notifications.mail import Mailer, compose
 from nebengjek_plugins.notifications.settings import NotificationsSettings
 from nebengjek_plugins.notifications.tables import contacts, notices
 from nebengjek_plugins.notifications.templates import receipt_values, rendered
+from nebengjek_plugins.notifications.wishes import WishBook, silence
 
 _KEPT = timedelta(days=90)
 WELCOME = "welcome"
@@ -27,12 +30,21 @@ WELCOME = "welcome"
 
 class Notifications:
     def __init__(
-        self, bus: MessageBus, database: Database, clock: Clock, mailer: Mailer, settings: NotificationsSettings
+        self,
+        bus: MessageBus,
+        database: Database,
+        clock: Clock,
+        mailer: Mailer,
+        book: WishBook,
+        devices: Devices,
+        settings: NotificationsSettings,
     ) -> None:
         self._bus = bus
         self._database = database
         self._clock = clock
         self._mailer = mailer
+        self._book = book
+        self._devices = devices
         self._settings = settings
 
     # -- who is told what
@@ -51,6 +63,9 @@ class Notifications:
                 values["deleted"] = True
             contact = (await tx.execute(newer.values(**values).returning(contacts))).first()
             if contact is not None:
+                if contact.deleted:
+                    await self._book.forget(tx, contact.user_id)
+                    await self._devices.forget(tx, contact.user_id)
                 await self._want(tx, contact, WELCOME, "welcome", {})
 
     async def completed(self, event: RideCompleted) -> None:
@@ -62,7 +77,7 @@ class Notifications:
                 await self._want(tx, contact, f"receipt-{event.ride_id}", "receipt", values)
 
     async def _want(
-        self, tx: AsyncConnection, contact: Row[Any], cause: str, kind: Kind, values: dict[str, str]
+        self, tx: AsyncConnection, contact: Row[Any], cause: str, kind: MailKind, values: dict[str, str]
     ) -> None:
         if contact.email is None or contact.deleted:
             return
@@ -74,7 +89,7 @@ class Notifications:
             user_id=contact.user_id,
             cause=cause,
             kind=kind,
-            language=self._settings.language,
+            language=(await self._book.among(tx, contact.user_id)).language,
             to=contact.email,
             values={"name": name, **values},
         )
@@ -83,20 +98,37 @@ class Notifications:
     # -- sending
 
     async def email(self, event: EmailWanted) -> None:
-        """Raises MailFailed, Reject."""
+        """Raises MailFailed, Reject; Retry while it is news and he sleeps."""
         mine = (notices.c.user_id == event.user_id) & (notices.c.cause == event.cause)
         async with self._database.read() as tx:
             sent = (await tx.execute(select(notices.c.sent_at).where(mine))).scalar()
             left = (await tx.execute(select(contacts.c.deleted).where(contacts.c.user_id == event.user_id))).scalar()
+            wished = await self._book.among(tx, event.user_id)
         if sent is not None or left:
             return
+        is_news = event.kind == "welcome"
+        if is_news and not wished.news:
+            return
+        if is_news and (seconds := silence(wished, self._clock.now())):
+            raise Retry(seconds)
         subject, text = rendered(event.kind, event.language, event.values)
         message_id = f"{event.user_id}.{event.cause}"
         await self._mailer.send(
-            compose(sender=self._settings.sender, to=event.to, subject=subject, text=text, message_id=message_id)
+            compose(
+                sender=self._settings.sender,
+                to=event.to,
+                subject=subject,
+                text=text,
+                message_id=message_id,
+                unsubscribe=self._link(event.user_id) if is_news else None,
+            )
         )
         async with self._database.begin() as tx:
             await tx.execute(update(notices).where(mine).values(sent_at=self._clock.now()))
+
+    def _link(self, user_id: str) -> str | None:
+        where = self._settings.public_url
+        return None if where is None else f"{where}/notifications/unsubscribe/{self._book.ticket(user_id)}"
 
     async def forget_old(self) -> None:
         """Receipts are remembered for as long as their events may come again; a welcome for ever."""

@@ -1,6 +1,6 @@
-"""What notifications remember: where people are reached, and what was sent."""
+"""What notifications remember: where people are reached, how they wish to be, and what was sent."""
 
-from sqlalchemy import Boolean, Column, Index, Integer, String, Table
+from sqlalchemy import Boolean, Column, Index, Integer, String, Table, Text
 
 from nebengjek.database import UtcDateTime
 from nebengjek.sql import tables
@@ -26,5 +26,32 @@ notices = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
 )
-"""One for each cause; ``sent_at``: the server took it."""
+"""One for each cause; ``sent_at``: the mail server took it."""
 Index("ix_notifications_created_at", notices.c.created_at)
+
+wishes = Table(
+    "notification_wishes",
+    metadata,
+    Column("user_id", String(36), primary_key=True),
+    Column("language", String(2)),
+    Column("news", Boolean, nullable=False),
+    Column("push", Boolean, nullable=False),
+    Column("zone", String(4), nullable=False),
+    Column("quiet_from", String(5)),
+    Column("quiet_until", String(5)),
+)
+"""Who has said nothing has no row. ``news``: mails that are not about a ride."""
+
+devices = Table(
+    "notification_devices",
+    metadata,
+    Column("device_id", String(32), primary_key=True),
+    Column("user_id", String(36), nullable=False),
+    Column("kind", String(4), nullable=False),
+    Column("address", Text, nullable=False),
+    Column("p256dh", String(128)),
+    Column("auth", String(64)),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+"""``kind``: ``web`` (``address`` is the push service's) or ``fcm`` (a token); the keys are those of the browser."""
+Index("ix_notification_devices_user_id", devices.c.user_id)

@@ -1,12 +1,11 @@
-"""The words of mails, in Indonesian and English."""
+"""The words of mails and pushes, in Indonesian and English."""
 
 from string import Template
 
 from nebengjek.contracts.rides import Ride
-from nebengjek_plugins.notifications.contracts import Kind
-from nebengjek_plugins.notifications.settings import Language
+from nebengjek_plugins.notifications.contracts import Language, MailKind, PushKind
 
-_TEXTS: dict[tuple[Kind, Language], tuple[str, str]] = {
+TEXTS: dict[tuple[MailKind | PushKind, Language], tuple[str, str]] = {
     ("welcome", "id"): (
         "Selamat datang di NebengJek",
         "Halo $name,\n\nselamat datang di NebengJek. Alamat ini sekarang terhubung dengan akun Anda.\n",
@@ -27,12 +26,29 @@ _TEXTS: dict[tuple[Kind, Language], tuple[str, str]] = {
         "Distance: $distance km\nFare: $total\nAdjustment factor: $factor\nFinal price: $adjusted\n"
         "Of which admin fee: $fee\nOf which for the driver: $payout\nPayment: $payment\n",
     ),
+    ("offer_to_driver", "id"): ("Ada penumpang", "$name, $distance km dari Anda. Perkiraan tarif $fare."),
+    ("offer_to_driver", "en"): ("A passenger", "$name, $distance km from you. Estimated fare $fare."),
+    ("offer_to_passenger", "id"): ("Pengemudi ditemukan", "$name, $plate, sekitar $minutes menit."),
+    ("offer_to_passenger", "en"): ("A driver was found", "$name, $plate, about $minutes minutes."),
+    ("search_ended", "id"): ("Pencarian selesai", "Tidak ada pengemudi untuk Anda. Silakan coba lagi."),
+    ("search_ended", "en"): ("The search is over", "No driver was found for you. Please try again."),
+    ("driver_on_the_way", "id"): ("Pengemudi sedang menuju Anda", "Silakan tunggu di titik jemput."),
+    ("driver_on_the_way", "en"): ("Your driver is on the way", "Please wait where you are to be picked up."),
+    ("ride_cancelled", "id"): ("Perjalanan dibatalkan", "Perjalanan Anda dibatalkan."),
+    ("ride_cancelled", "en"): ("The ride was cancelled", "Your ride was cancelled."),
+    ("payment_due", "id"): ("Anda telah tiba", "Silakan bayar $amount."),
+    ("payment_due", "en"): ("You have arrived", "Please pay $amount."),
+    ("payment_refused", "id"): ("Pembayaran ditolak", "Pembayaran $amount ditolak. Silakan coba lagi."),
+    ("payment_refused", "en"): ("The payment was refused", "The payment of $amount was refused. Please try again."),
+    ("payment_overdue", "id"): ("Pembayaran terlambat", "$amount belum dibayar."),
+    ("payment_overdue", "en"): ("A payment is overdue", "$amount has not been paid."),
 }
+"""Subject and text of mails, title and body of pushes."""
 
 
-def rendered(kind: Kind, language: Language, values: dict[str, str]) -> tuple[str, str]:
+def rendered(kind: MailKind | PushKind, language: Language, values: dict[str, str]) -> tuple[str, str]:
     """(subject, text). Raises KeyError for a value that the template has no use without."""
-    subject, text = _TEXTS[kind, language]
+    subject, text = TEXTS[kind, language]
     return Template(subject).substitute(values), Template(text).substitute(values)
 
 
@@ -42,14 +58,14 @@ def receipt_values(ride: Ride) -> dict[str, str]:
     return {
         "ride_id": ride.ride_id,
         "distance": f"{ride.distance_km:.2f}",
-        "total": _rupiah(ride.total_cost),
+        "total": rupiah(ride.total_cost),
         "factor": f"{1.0 if ride.adjustment_factor is None else ride.adjustment_factor:g}",
-        "adjusted": _rupiah(ride.adjusted_cost),
-        "fee": _rupiah(ride.admin_fee),
-        "payout": _rupiah(ride.driver_payout),
+        "adjusted": rupiah(ride.adjusted_cost),
+        "fee": rupiah(ride.admin_fee),
+        "payout": rupiah(ride.driver_payout),
         "payment": "-" if payment is None else " ".join(filter(None, (payment.status, payment.method))),
     }
 
 
-def _rupiah(amount: int | None) -> str:
+def rupiah(amount: int | None) -> str:
     return "Rp " + f"{amount or 0:,}".replace(",", ".")
