@@ -279,6 +279,7 @@ class App:
             "sms": self._sms,
             "otp_ttl": self.settings.auth.otp_ttl,
             "in_production": self.settings.profile == "production",
+            "registry": self.metrics.registry,
             "admin_guard": admin_guard(self.settings.admin.api_key),
         }
         return load_plugins(self.settings.plugins, self.settings.plugin, parts, taken=MODULES)

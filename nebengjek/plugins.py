@@ -30,12 +30,14 @@ PARTS = (
     "otp_ttl",
     "pod_id",
     "presence",
+    "registry",
     "sms",
     "state",
 )
 """What a factory may ask for by naming it as a parameter; every other parameter is the settings' to fill.
 
 ``presence(kind)`` makes a registry of which pod holds what of a kind, beside that of phones. ``sms``: the gateway.
+``registry``: Prometheus', for what a plugin measures.
 ``otp_ttl``: seconds for which a one-time code is of use.
 """
 TABLE = "settings"

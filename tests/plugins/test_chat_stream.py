@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from nebengjek.bus.messages import CoreMessage
@@ -215,7 +216,9 @@ async def test_chunks_that_were_lost_are_said_again_or_taken_from_the_database(b
 
 async def test_limits(backend: Backend) -> None:
     said = [script(f"q{n}") for n in range(5)]
-    async with chatting(backend, questions_open=2, messages_per_minute=8, max_answer=100, tokens_per_day=20) as world:
+    async with chatting(
+        backend, questions_open=2, messages_per_minute=8, max_answer=100, tokens_per_day=27, max_tokens=7
+    ) as world:
         ani = await world.passenger()
         async with reading(ani, "s1") as reader:
             first = await ask(ani, "s1", "q0", message_id="mine")
@@ -240,6 +243,74 @@ async def test_limits(backend: Backend) -> None:
                 await ask(ani, "s2", "q4", context={"model": "dearer"})
             with pytest.raises(Refused, match="RATE_LIMITED"):
                 await ask(ani, "s2", "q4")
+
+
+async def test_questions_asked_at_once_do_not_spend_the_same_tokens(backend: Backend) -> None:
+    said = script("dear")
+    async with chatting(backend, tokens_per_day=25, max_tokens=10) as world:
+        ani = await world.passenger()
+        asked = await asyncio.gather(*(ask(ani, f"s{n}", "dear") for n in range(6)), return_exceptions=True)
+        refused = [one for one in asked if isinstance(one, Refused)]
+        # 10 and 10 are reserved, and the 5 that are left.
+        assert [one for one in asked if isinstance(one, BaseException) and one not in refused] == []
+        assert len(refused) == 3
+        assert all("BUDGET_USED" in str(one) for one in refused)
+        await said.begun(3)
+        assert sorted(question.context.max_tokens for question in said.asked) == [5, 10, 10]
+        for attempt in (1, 2, 3):
+            await said.say("well", None, attempt=attempt)
+        for one in asked:
+            if isinstance(one, str):
+                await ani.expect("chat.message", reply_to=one)
+        # Each took 7 and gave back the rest of what was kept for it.
+        await ask(ani, "s7", "dear")
+        await said.begun(4)
+        assert said.asked[3].context.max_tokens == 4
+
+
+async def test_what_chat_does_is_among_the_metrics(backend: Backend) -> None:
+    said = script("count me")
+    async with chatting(backend) as world:
+        ani = await world.passenger()
+        async with reading(ani, "s1") as reader, httpx.AsyncClient() as http:
+
+            async def metrics() -> dict[str, float]:
+                text = (await http.get(f"{world.url}/metrics")).raise_for_status().text
+                lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("nebengjek_chat_")]
+                return {name.removeprefix("nebengjek_chat_"): float(value) for name, _, value in lines}
+
+            before = await metrics()
+            assert (before["readers"], before["answers_open"], before["questions_total"]) == (1, 0, 0)
+            await ask(ani, "s1", "count me")
+            await said.say("half")
+            await reader.expect("chunk")
+            meanwhile = await metrics()
+            assert (meanwhile["answers_open"], meanwhile["questions_total"]) == (1, 1)
+            assert meanwhile["first_chunk_seconds_count"] == 1
+            await said.say(RuntimeError("the worker stumbled"))
+            await said.say("whole", None, attempt=2)
+            await reader.expect("message_complete")
+            await ask(ani, "s1", "of no script")
+            await reader.expect("error")
+            await world.quiet()
+            after = await metrics()
+        assert after["answers_open"] == 0
+        assert after["chunks_total"] == 2
+        assert after["answer_seconds_count"] == 2
+        assert after["message_bytes_count"] == after["delivery_seconds_count"] > 0
+        outcomes = {name: value for name, value in after.items() if name.startswith("answers_total")}
+        assert outcomes == {
+            'answers_total{outcome="restarted"}': 1,
+            'answers_total{outcome="complete"}': 1,
+            'answers_total{outcome="failed"}': 1,
+        }
+
+
+async def test_a_temperature_is_refused_where_the_provider_takes_none(backend: Backend) -> None:
+    async with chatting(backend, ai_provider="anthropic", anthropic_api_key="key", model="some-model") as world:
+        ani = await world.passenger()
+        with pytest.raises(Refused, match=r"context\.temperature"):
+            await ask(ani, "s1", "warmer", context={"temperature": 0.5})
 
 
 async def test_a_quiet_stream_is_kept_open_with_comments_and_ends_with_the_server(backend: Backend) -> None:

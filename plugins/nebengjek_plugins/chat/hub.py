@@ -3,7 +3,8 @@
 A ``Room`` is a session that somebody reads here; its log is read by each reader at his own pace. The database is the
 truth: what was lost on the way is asked for again, found there, or given up after its time.
 
-Over 300 lines because what may become of an answer under way is one decision with many ends.
+Over 300 lines because what may become of an answer under way is one decision with many ends: each end (its last chunk,
+the stored message, silence, a gap) reads and writes the same room and buffer, and two of them may race.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ from nebengjek_plugins.chat.contracts import (
     attempt_of,
     is_restart,
 )
+from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.reorder import Reorder
 from nebengjek_plugins.chat.settings import ChatSettings
 from nebengjek_plugins.chat.store import Session
@@ -164,6 +166,7 @@ class Hub:
         clock: Clock,
         settings: ChatSettings,
         finish: Finish,
+        measures: Measures,
         *,
         pod_id: str,
     ) -> None:
@@ -179,6 +182,8 @@ class Hub:
         self._clock = clock
         self._settings = settings
         self._finish = finish
+        self._measures = measures
+        measures.readers(lambda: self.connections)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._completing: set[asyncio.Task[None]] = set()
 
@@ -232,6 +237,8 @@ class Hub:
     async def heard(self, chunks: Sequence[ResponseChunk]) -> None:
         """Chunks from a worker, of any order; those of sessions that nobody reads here are left aside."""
         now = self._clock.seconds()
+        if chunks:
+            self._measures.delivered(chunks[0].timestamp)
         touched: dict[tuple[str, str], tuple[Room, Live]] = {}
         for chunk in chunks:
             room = await self._held(chunk.session_id)
@@ -391,6 +398,7 @@ class Hub:
         )
         live.buffer.next_id += 1
         live.buffer.over = True
+        self._measures.answered("incomplete")
         log.warning("chat.gave_up", session=room.session.session_id, message=answer, code=code)
         self._emit(room, answer, live, [chunk])
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from nebengjek.bus.handling import Listening, Telling
 from nebengjek.bus.messaging import MessageBus
@@ -43,6 +44,7 @@ from nebengjek_plugins.chat.contracts import (
 )
 from nebengjek_plugins.chat.health import Health
 from nebengjek_plugins.chat.hub import Hub
+from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.migrations import HISTORY
 from nebengjek_plugins.chat.operators import Desk
 from nebengjek_plugins.chat.phones import Phones, RideSessions
@@ -88,18 +90,26 @@ def chat(
     presence: Callable[[str], Presence],
     admin_guard: Guard,
     pod_id: str,
+    registry: CollectorRegistry,
     settings: ChatSettings,
 ) -> Sequence[Module]:
     """Questions answered in a stream, and the two of a ride writing to each other."""
     readers = presence("chat-readers")
+    measures = Measures(registry, clock)
     service = ChatService(bus, database, state, clock, settings)
-    hub = Hub(bus, database, delivery, readers, clock, settings, service.finish, pod_id=pod_id)
+    hub = Hub(bus, database, delivery, readers, clock, settings, service.finish, measures, pod_id=pod_id)
     health = Health(bus, hub, clock, timeout=settings.health_timeout)
     phones = Phones(delivery)
     rides = RideSessions(database, clock, closes_after=settings.ride_closes_after)
+
+    def read(data: bytes) -> list[ResponseChunk]:
+        measures.message_bytes.observe(len(data))
+        return read_chunks(data)
+
     routes: dict[str, Any] = {
         "service": service,
         "hub": hub,
+        "measures": measures,
         "database": database,
         "clock": clock,
         "settings": settings,
@@ -136,8 +146,8 @@ def chat(
             watch(UserSessionEnded, hub.login_ended),
         ],
         listens=[
-            _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read_chunks),
-            _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read_chunks),
+            _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read),
+            _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read),
             _listen("chat.pod.{any_pod_id}.heartbeat", [HeartbeatMessage], health.heard),
             _listen("chat.pod.{pod_id}.health", [HealthRequest], health.answer, _read_request, HealthResponse),
         ],
@@ -148,7 +158,7 @@ def chat(
         ],
         frames={"chat.chunk": ResponseChunk, "chat.message": Message, "chat.marks": SessionMarks},
         passing=["chat.chunk", "chat.marks"],
-        commands=commands(service, hub),
+        commands=commands(service, hub, measures),
         sweeps=[
             every(1.0, hub.sweep),
             every(2.0, hub.beat),
@@ -168,6 +178,7 @@ def chat(
         Pods(readers, delivery, hub.holds, pod_id=pod_id),
         assistants(settings),
         settings,
+        measures,
     )
     return [served, _worker(worker, settings)]
 

@@ -20,6 +20,7 @@ from nebengjek.web import Identity
 from nebengjek_plugins.chat.contracts import HealthResponse, Marks, Message, MessageId, SessionId, Text
 from nebengjek_plugins.chat.health import Health
 from nebengjek_plugins.chat.hub import Hub
+from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.operators import Desk, Waiting
 from nebengjek_plugins.chat.reading import EventStream, Reading
 from nebengjek_plugins.chat.service import Accepted, ChatService, Wish
@@ -76,7 +77,7 @@ class ReadData(ReadMark, frozen=True, kw_only=True):
     session_id: SessionId
 
 
-def commands(service: ChatService, hub: Hub) -> list[Command]:
+def commands(service: ChatService, hub: Hub, measures: Measures) -> list[Command]:
     """The same over the phone's socket."""
 
     async def send(user_id: str, data: SendData) -> Accepted:
@@ -85,6 +86,7 @@ def commands(service: ChatService, hub: Hub) -> list[Command]:
         )
         if message is not None:
             hub.asked(message)
+            measures.questions.inc()
         return accepted
 
     async def read(user_id: str, data: ReadData) -> Marked:
@@ -129,6 +131,7 @@ class ChatController(Controller):
     tags = ["chat"]
     service: ChatService
     hub: Hub
+    measures: Measures
     database: Database
     clock: Clock
     settings: ChatSettings
@@ -148,6 +151,7 @@ class ChatController(Controller):
         )
         if message is not None:
             self.hub.asked(message)
+            self.measures.questions.inc()
         return accepted
 
     @get(

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.messaging import MessageBus
@@ -33,6 +33,8 @@ from nebengjek_plugins.chat.store import Session
 RIDE = "match-"
 """What the id of a ride's session begins with, before the match's; nobody can take such an id for himself."""
 DAY = timedelta(days=1)
+FREE = "ride_desk"
+"""The assistant whose answers cost nothing."""
 TURN_CHARACTERS = 1000
 """Of an earlier message that a question takes along."""
 
@@ -143,9 +145,11 @@ class ChatService:
         context = await self._context(tx, session, wish)
         if len(await store.unanswered(tx, session.session_id)) >= self._settings.questions_open:
             raise Conflict("wait for the answers to your other questions", code="TOO_MANY_OPEN")
-        await self._within_budget(tx, user_id, message.created_at)
+        reserved = await self._reserved(tx, user_id, context, message.created_at)
+        if reserved:
+            context = structs.replace(context, max_tokens=reserved)
         numbered = await self._numbered(tx, message)
-        await store.add_message(tx, numbered, user_id=user_id, status="open")
+        await store.add_message(tx, numbered, user_id=user_id, status="open", tokens_used=reserved)
         await self._bus.outbox.add(
             tx,
             WorkflowRequest(
@@ -160,10 +164,20 @@ class ChatService:
         )
         return numbered
 
-    async def _within_budget(self, tx: AsyncConnection, user_id: str, now: datetime) -> None:
+    async def _reserved(self, tx: AsyncConnection, user_id: str, context: WorkflowContext, now: datetime) -> int:
+        """Tokens that are kept for this answer until it is stored: what it may take at most, or what is left.
+
+        0: nothing is limited, or the answer costs nothing. Raises RateLimited (BUDGET_USED).
+        """
         limit = self._settings.tokens_per_day
-        if limit and await store.tokens_used(tx, user_id, now - DAY) >= limit:
+        if not limit or context.ai_provider == FREE:
+            return 0
+        # Two questions at once, of two sessions, would both find the same tokens left.
+        await store.lock_budget(tx, user_id)
+        left = limit - await store.tokens_used(tx, user_id, now - DAY)
+        if left <= 0:
             raise RateLimited("the answers of today are used up", retry_after=3600.0, code="BUDGET_USED")
+        return min(left, context.max_tokens)
 
     async def _context(self, tx: AsyncConnection, session: Session, wish: Wish) -> WorkflowContext:
         """Raises Invalid for a wish that the settings do not allow."""
@@ -174,6 +188,8 @@ class ChatService:
         model = wish.model if wish.model is not None else own.model
         if model not in (own.model, *own.models):
             raise Invalid("context.model: is not offered here")
+        if wish.temperature is not None and provider == "anthropic":
+            raise Invalid("context.temperature: this provider takes none")
         temperature = own.temperature if wish.temperature is None else wish.temperature
         if not 0 <= temperature <= 2:
             raise Invalid("context.temperature: expected 0 to 2")
@@ -197,7 +213,7 @@ class ChatService:
     @staticmethod
     async def _numbered(tx: AsyncConnection, message: Message) -> Message:
         number = await store.next_number(tx, message.session_id)
-        return Message(**{name: getattr(message, name) for name in message.__struct_fields__} | {"number": number})
+        return structs.replace(message, number=number)
 
     async def _announce(
         self, tx: AsyncConnection, kind: type[ChatMessage] | type[ChatAnswered], message: Message, recipients: list[str]
@@ -227,12 +243,14 @@ class ChatService:
         A whole answer takes the place of an incomplete one.
         """
         status = "broken" if error is not None else "complete"
-        settled = await store.settle_question(tx, question, status, attempt=attempt, also_broken=error is None)
-        row = await store.row_of(tx, question)
-        if not settled and row is not None:
-            return None
-        if error is None:
+        row = await store.settle_question(tx, question, status, attempt=attempt, was="open")
+        if row is None and error is None:
+            row = await store.settle_question(tx, question, status, attempt=attempt, was="broken")
+            if row is None and await store.row_of(tx, question) is not None:
+                return None
             await store.drop_answer(tx, question)
+        elif row is None and await store.row_of(tx, question) is not None:
+            return None
         given = metadata or ChunkMetadata()
         message = await self._numbered(
             tx,

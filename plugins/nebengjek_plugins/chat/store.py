@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Row, and_, delete, func, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.database import insert_ignore
+from nebengjek.sql import one_of
 from nebengjek_plugins.chat.contracts import Marks, Message
 from nebengjek_plugins.chat.tables import handovers, marks, messages, sessions
 
@@ -32,9 +33,47 @@ class Session(Struct, frozen=True, kw_only=True):
 
 _SESSION = [sessions.c[name] for name in Session.__struct_fields__]
 
+# What each question needs is put together once: to build a statement anew costs more than to run it.
+_SESSION_OF = select(*_SESSION).where(sessions.c.session_id == bindparam("session"))
+_NEXT_NUMBER = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("session"))
+    .values(last_number=sessions.c.last_number + 1)
+    .returning(sessions.c.last_number)
+)
+_ROW_OF = select(messages).where(messages.c.message_id == bindparam("message"))
+_ANSWER_TO = select(messages).where(messages.c.reply_to == bindparam("message"))
+_BEGIN_ATTEMPT = (
+    update(messages)
+    .where(
+        messages.c.message_id == bindparam("message"),
+        messages.c.session_id == bindparam("session"),
+        one_of(messages.c.status, ["open", "broken"]),
+    )
+    .values(attempt=messages.c.attempt + 1)
+    .returning(messages.c.attempt)
+)
+_UNANSWERED = select(messages.c.message_id).where(
+    messages.c.session_id == bindparam("session"), messages.c.status == "open"
+)
+_AFTER = (
+    select(messages)
+    .where(messages.c.session_id == bindparam("session"), messages.c.number > bindparam("beyond"))
+    .order_by(messages.c.number)
+    .limit(bindparam("rows"))
+)
+_LOCK_BUDGET = text("SELECT pg_advisory_xact_lock(hashtextextended(:user, 0))")
+_SETTLE = (
+    update(messages)
+    .where(messages.c.message_id == bindparam("message"), messages.c.status == bindparam("was"))
+    .values(status=bindparam("now"), tokens_used=0)
+    .returning(messages)
+)
+_SETTLE_ATTEMPT = _SETTLE.where(messages.c.attempt == bindparam("of_attempt"))
+
 
 async def session(tx: AsyncConnection, session_id: str) -> Session | None:
-    row = (await tx.execute(select(*_SESSION).where(sessions.c.session_id == session_id))).one_or_none()
+    row = (await tx.execute(_SESSION_OF, {"session": session_id})).one_or_none()
     return None if row is None else Session(**row._mapping)
 
 
@@ -61,8 +100,7 @@ async def close_session(tx: AsyncConnection, session_id: str, at: datetime) -> N
 
 async def next_number(tx: AsyncConnection, session_id: str) -> int:
     """Takes the session's row until the end of the transaction."""
-    taken = update(sessions).where(sessions.c.session_id == session_id).values(last_number=sessions.c.last_number + 1)
-    return int((await tx.execute(taken.returning(sessions.c.last_number))).scalar_one())
+    return int((await tx.execute(_NEXT_NUMBER, {"session": session_id})).scalar_one())
 
 
 async def last_numbers(tx: AsyncConnection, session_ids: Sequence[str]) -> dict[str, int]:
@@ -88,6 +126,8 @@ async def add_message(tx: AsyncConnection, message: Message, *, user_id: str, st
         "reply_to": message.reply_to,
         "correlation_id": message.correlation_id,
         "tokens_used": 0,
+        "model": None,
+        "finish_reason": None,
         "error": message.error,
         "created_at": message.created_at,
         **more,
@@ -96,11 +136,11 @@ async def add_message(tx: AsyncConnection, message: Message, *, user_id: str, st
 
 
 async def row_of(tx: AsyncConnection, message_id: str) -> Row[Any] | None:
-    return (await tx.execute(select(messages).where(messages.c.message_id == message_id))).one_or_none()
+    return (await tx.execute(_ROW_OF, {"message": message_id})).one_or_none()
 
 
 async def answer_to(tx: AsyncConnection, message_id: str) -> Message | None:
-    row = (await tx.execute(select(messages).where(messages.c.reply_to == message_id))).one_or_none()
+    row = (await tx.execute(_ANSWER_TO, {"message": message_id})).one_or_none()
     return None if row is None else view(row)
 
 
@@ -111,23 +151,26 @@ async def answers_to(tx: AsyncConnection, message_ids: Sequence[str]) -> list[Me
     return [view(row) for row in rows]
 
 
-async def begin_attempt(tx: AsyncConnection, message_id: str) -> int | None:
-    """The number of the attempt that begins now; None when the question is answered."""
-    waiting = and_(messages.c.message_id == message_id, messages.c.status.in_(["open", "broken"]))
-    begun = update(messages).where(waiting).values(attempt=messages.c.attempt + 1).returning(messages.c.attempt)
-    attempt: int | None = (await tx.execute(begun)).scalar_one_or_none()
+async def begin_attempt(tx: AsyncConnection, session_id: str, message_id: str) -> int | None:
+    """The number of the attempt that begins now; None when the question is answered, or there is none."""
+    begun = await tx.execute(_BEGIN_ATTEMPT, {"session": session_id, "message": message_id})
+    attempt: int | None = begun.scalar_one_or_none()
     return attempt
 
 
 async def settle_question(
-    tx: AsyncConnection, message_id: str, status: str, *, attempt: int | None, also_broken: bool
-) -> bool:
-    """``open`` (or ``broken``) → ``status``. ``attempt``: only if no later one has begun."""
-    waiting = ["open", "broken"] if also_broken else ["open"]
-    mine = and_(messages.c.message_id == message_id, messages.c.status.in_(waiting))
+    tx: AsyncConnection, message_id: str, status: str, *, attempt: int | None, was: str
+) -> Row[Any] | None:
+    """``was`` → ``status``; what was reserved for the answer is free again. The question's row; None: it was not so.
+
+    ``attempt``: only if no later one has begun.
+    """
+    statement = _SETTLE if attempt is None else _SETTLE_ATTEMPT
+    given: dict[str, Any] = {"message": message_id, "was": was, "now": status}
     if attempt is not None:
-        mine = and_(mine, messages.c.attempt == attempt)
-    return (await tx.execute(update(messages).where(mine).values(status=status))).rowcount == 1
+        given["of_attempt"] = attempt
+    row: Row[Any] | None = (await tx.execute(statement, given)).one_or_none()
+    return row
 
 
 async def drop_answer(tx: AsyncConnection, message_id: str) -> None:
@@ -137,11 +180,17 @@ async def drop_answer(tx: AsyncConnection, message_id: str) -> None:
 
 async def unanswered(tx: AsyncConnection, session_id: str) -> list[str]:
     """The questions that wait for their answers."""
-    waiting = and_(messages.c.session_id == session_id, messages.c.status == "open")
-    return list((await tx.execute(select(messages.c.message_id).where(waiting))).scalars())
+    return list((await tx.execute(_UNANSWERED, {"session": session_id})).scalars())
+
+
+async def lock_budget(tx: AsyncConnection, user_id: str) -> None:
+    """Until the end of the transaction nobody else reserves tokens of this user's; SQLite has one writer anyway."""
+    if tx.dialect.name == "postgresql":
+        await tx.execute(_LOCK_BUDGET, {"user": f"chat:{user_id}"})
 
 
 async def tokens_used(tx: AsyncConnection, user_id: str, since: datetime) -> int:
+    """Those of answers, and those that are reserved for answers under way."""
     spent = select(func.coalesce(func.sum(messages.c.tokens_used), 0))
     mine = spent.where(messages.c.user_id == user_id, messages.c.created_at >= since)
     return int((await tx.execute(mine)).scalar_one())
@@ -149,8 +198,7 @@ async def tokens_used(tx: AsyncConnection, user_id: str, since: datetime) -> int
 
 async def after(tx: AsyncConnection, session_id: str, number: int, limit: int) -> list[Message]:
     """The oldest beyond ``number``."""
-    mine = and_(messages.c.session_id == session_id, messages.c.number > number)
-    rows = await tx.execute(select(messages).where(mine).order_by(messages.c.number).limit(limit))
+    rows = await tx.execute(_AFTER, {"session": session_id, "beyond": number, "rows": limit})
     return [view(row) for row in rows]
 
 

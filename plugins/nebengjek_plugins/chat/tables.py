@@ -49,7 +49,10 @@ messages = Table(
     CheckConstraint("role IN ('user', 'assistant', 'operator')", name="role"),
     CheckConstraint("status IN ('open', 'complete', 'incomplete', 'broken')", name="status"),
 )
-"""``open``: a question without an answer; ``broken``: its answer is incomplete. ``user_id``: whose budget it is."""
+"""``open``: a question without an answer; ``broken``: its answer is incomplete. ``user_id``: whose budget it is.
+
+``tokens_used`` of an open question: those reserved for its answer.
+"""
 Index("ix_chat_messages_user", messages.c.user_id, messages.c.created_at)
 
 marks = Table(

@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 import structlog
 from msgspec import structs
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.errors import BusError
 from nebengjek.bus.gathering import Gatherer
@@ -35,6 +36,7 @@ from nebengjek_plugins.chat.contracts import (
     ResponseChunk,
     WorkflowRequest,
 )
+from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.service import ChatService
 from nebengjek_plugins.chat.settings import ChatSettings
 from nebengjek_plugins.chat.store import Session
@@ -185,8 +187,10 @@ class Worker:
         pods: Pods,
         assistants: Mapping[str, Callable[[], Assistant]],
         settings: ChatSettings,
+        measures: Measures,
     ) -> None:
         self._bus = bus
+        self._measures = measures
         self._database = database
         self._clock = clock
         self._service = service
@@ -201,12 +205,17 @@ class Worker:
         if begun is None:
             return
         session, attempt = begun
+        with self._measures.under_way.track_inprogress():
+            await self._answer(request, context, session, attempt)
+
+    async def _answer(self, request: WorkflowRequest, context: Context, session: Session, attempt: int) -> None:
         speech = Speech(self._bus, self._pods, self._clock, session, request, attempt, self._settings)
         self._speeches[request.message_id] = speech
         self._speeches.move_to_end(request.message_id)
         while len(self._speeches) > KEPT_ANSWERS:
             self._speeches.popitem(last=False)
         if attempt > 1:
+            self._measures.answered("restarted")
             await speech.say(RESTART, chunk_type="system")
         text: list[str] = []
         used = Used(model=request.context.model)
@@ -216,8 +225,11 @@ class Worker:
                     if isinstance(piece, Used):
                         used = piece
                         continue
+                    if not text:
+                        self._measures.first_words(request.timestamp)
                     text.append(piece.text)
                     for start in range(0, len(piece.text), PIECE):
+                        self._measures.chunks.inc()
                         await speech.say(piece.text[start : start + PIECE])
         except AssistantFailed as error:
             await speech.flush()
@@ -233,8 +245,10 @@ class Worker:
             model=used.model or None, tokens_used=used.tokens_used, finish_reason=used.finish_reason
         )
         if await self._store(session, request, attempt, "".join(text), metadata, None) is not None:
+            self._measures.answered("complete", request.timestamp)
             await speech.say("", metadata=metadata, is_final=True)
         else:
+            self._measures.answered("superseded")
             log.info("chat.superseded", message=request.message_id, attempt=attempt)
 
     async def _begin(self, request: WorkflowRequest) -> tuple[Session, int] | None:
@@ -243,28 +257,37 @@ class Worker:
         One that nobody stored (a bare publish) is stored now. Raises Forbidden: the session is somebody else's.
         """
         async with self._database.begin() as tx:
-            now = self._clock.now()
-            await store.make_session(tx, request.session_id, "desk", request.user_id, None, now)
             session = await store.session(tx, request.session_id)
-            if session is None or session.owner_id != request.user_id:
-                raise Forbidden("the session is somebody else's")
-            row = await store.row_of(tx, request.message_id)
-            if row is None:
-                question = Message(
-                    message_id=request.message_id,
-                    session_id=request.session_id,
-                    number=await store.next_number(tx, request.session_id),
-                    role="user",
-                    text=request.message,
-                    status="complete",
-                    created_at=request.timestamp if request.timestamp.tzinfo is not None else now,
-                    correlation_id=request.correlation_id[:64],
-                    sender_id=request.user_id,
-                )
-                await store.add_message(tx, question, user_id=request.user_id, status="open")
-            elif row.session_id != request.session_id:
-                raise Forbidden("the question is of another session")
-            attempt = await store.begin_attempt(tx, request.message_id)
+            if session is not None and session.owner_id == request.user_id:
+                attempt = await store.begin_attempt(tx, request.session_id, request.message_id)
+                if attempt is not None:
+                    return session, attempt
+            return await self._begin_foreign(tx, request)
+
+    async def _begin_foreign(self, tx: AsyncConnection, request: WorkflowRequest) -> tuple[Session, int] | None:
+        """The same for a question that did not come by way of our own requests, or is answered."""
+        now = self._clock.now()
+        await store.make_session(tx, request.session_id, "desk", request.user_id, None, now)
+        session = await store.session(tx, request.session_id)
+        if session is None or session.owner_id != request.user_id:
+            raise Forbidden("the session is somebody else's")
+        row = await store.row_of(tx, request.message_id)
+        if row is None:
+            question = Message(
+                message_id=request.message_id,
+                session_id=request.session_id,
+                number=await store.next_number(tx, request.session_id),
+                role="user",
+                text=request.message,
+                status="complete",
+                created_at=request.timestamp if request.timestamp.tzinfo is not None else now,
+                correlation_id=request.correlation_id[:64],
+                sender_id=request.user_id,
+            )
+            await store.add_message(tx, question, user_id=request.user_id, status="open")
+        elif row.session_id != request.session_id:
+            raise Forbidden("the question is of another session")
+        attempt = await store.begin_attempt(tx, request.session_id, request.message_id)
         return None if attempt is None else (session, attempt)
 
     async def _said(self, request: WorkflowRequest) -> AsyncGenerator[Said | Used, None]:
@@ -294,7 +317,8 @@ class Worker:
                 room -= len(piece.text)
                 if room <= 0:
                     break
-        used = used or Used(model=request.context.model)
+        # Who was cut short did not say what it cost: all that it might.
+        used = used or Used(model=request.context.model, tokens_used=tokens if room <= 0 else 0)
         yield structs.replace(used, finish_reason="length") if room <= 0 else used
 
     async def _store(
@@ -331,6 +355,7 @@ class Worker:
         log.warning("chat.not_answered", message=request.message_id, code=error.code, attempt=attempt)
         metadata = ChunkMetadata(finish_reason="error")
         if await self._store(session, request, attempt, text, metadata, error.code) is not None:
+            self._measures.answered("failed", request.timestamp)
             said = ChunkError(code=error.code, message="this question could not be answered")
             await speech.say("", chunk_type="error", metadata=metadata, error=said, is_final=True)
 

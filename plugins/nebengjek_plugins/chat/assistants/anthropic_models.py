@@ -1,8 +1,8 @@
 """Answers by Anthropic's Messages, or any server that speaks them (``anthropic_base_url``), by its official client.
 
-Facts come through the tools; nothing of the database is in the prompt. The request's temperature is not sent: since
-its version 2026-10-21 the API refuses any. Imported only where the settings name
-``anthropic``: the client is an extra.
+Facts come through the tools; nothing of the database is in the prompt. No temperature is sent: the client has no such
+parameter since its version 1.0, and newer models answer 400 to it. Imported only where the settings name ``anthropic``:
+the client is an extra.
 """
 
 from collections.abc import AsyncGenerator
