@@ -27,6 +27,7 @@ PARTS = (
     "clock",
     "database",
     "delivery",
+    "in_production",
     "otp_ttl",
     "pod_id",
     "presence",
@@ -38,7 +39,7 @@ PARTS = (
 
 ``presence(kind)`` makes a registry of which pod holds what of a kind, beside that of phones. ``sms``: the gateway.
 ``registry``: Prometheus', for what a plugin measures.
-``otp_ttl``: seconds for which a one-time code is of use.
+``otp_ttl``: seconds for which a one-time code is of use. ``in_production``: the profile is ``production``.
 """
 TABLE = "settings"
 """The parameter that takes the whole table, as a Struct."""

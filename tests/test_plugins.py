@@ -1,14 +1,19 @@
 """Plugins are named in the settings, get what they ask for, and every mistake is named."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nebengjek import app as application
+from nebengjek import plugins
 from nebengjek.clock import Clock, ManualClock
 from nebengjek.contracts.rides import RideCompleted
 from nebengjek.errors import Misconfigured
 from nebengjek.module import Module, on
 from nebengjek.plugins import inspect_plugin, load_plugins, resolve
+from tests.flows.world import settings_for
 
 HERE = f"{__name__}:thanks"
 heard: list[str] = []
@@ -107,3 +112,27 @@ def test_what_a_plugin_takes_can_be_read_without_making_it() -> None:
     assert (info.name, info.summary) == ("thanks", "Says thank you after each ride.")
     assert info.arguments == {"greeting": "'terima kasih'", "times": "1"}
     assert inspect_plugin(f"{__name__}:demanding", PARTS).arguments == {"key": "required"}
+
+
+async def test_the_application_hands_out_the_parts_that_are_listed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is handed out and not listed would be shown as an argument that the settings may set."""
+    handed: list[str] = []
+
+    def load_and_note(
+        paths: Sequence[str], tables: Mapping[str, Any], parts: Mapping[str, Any], *, taken: Sequence[str]
+    ) -> list[Module]:
+        handed.extend(parts)
+        return load_plugins(paths, tables, parts, taken=taken)
+
+    monkeypatch.setattr(application, "load_plugins", load_and_note)
+    app = application.App(settings_for(f"sqlite:///{tmp_path / 'parts.sqlite3'}"), sweeping=False)
+    await app.database.close()
+    assert sorted(handed) == sorted(plugins.PARTS)
+
+
+def test_the_page_of_plugins_names_every_part() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    section = page.partition("## What a factory may ask for")[2].partition("\n## ")[0]
+    assert [part for part in plugins.PARTS if f"`{part}`" not in section] == []
