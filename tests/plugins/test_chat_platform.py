@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from litestar.routes import HTTPRoute
 from msgspec import structs
-from sqlalchemy import Connection
 
 from nebengjek import schema
 from nebengjek.app import App
@@ -30,9 +26,7 @@ from nebengjek_plugins.chat.contracts import (
     WorkflowContext,
     WorkflowRequest,
 )
-from nebengjek_plugins.chat.migrations import HISTORY
 from nebengjek_plugins.chat.settings import ChatSettings
-from nebengjek_plugins.chat.tables import metadata
 from tests.flows.conftest import Backend
 from tests.flows.world import settings_for
 from tests.servers import PostgresServer, postgres_server
@@ -54,37 +48,6 @@ APP = app()
 def postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         yield server
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'chat.sqlite3'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
-def differences(connection: Connection) -> list[Any]:
-    def ours(name: str | None, kind: str, _: Any) -> bool:
-        return kind != "table" or (name or "").startswith("chat_")
-
-    options = {"include_name": ours}
-    return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
-
-
-async def test_a_plugins_tables_have_a_history_of_their_own(url: str) -> None:
-    database = Database(url)
-    for history in (HISTORY, schema.OWN):  # in any order
-        assert await schema.upgrade(database, history) == (None, history.head)
-        assert await schema.upgrade(database, history) == (history.head, history.head)
-    async with database.read() as connection:
-        assert await connection.run_sync(differences) == []
-        assert await connection.run_sync(lambda given: _head(given)) == HISTORY.head
-    await database.close()
-
-
-def _head(connection: Connection) -> str | None:
-    return ScriptDirectory.from_config(schema.config(connection, HISTORY)).get_current_head()
 
 
 @pytest.mark.real

@@ -9,14 +9,10 @@ from typing import Any, cast
 
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection
 
 from nebengjek.bus.handling import Reject
 from nebengjek.contracts.users import UserUpdated
 from nebengjek_plugins.notifications.mail import compose
-from nebengjek_plugins.notifications.tables import metadata
 from tests.flows.conftest import Backend
 from tests.flows.world import Phone, World
 
@@ -152,23 +148,6 @@ async def test_an_address_that_is_refused_for_good_is_not_tried_again(backend: B
         assert (await dead(world))["consumer"] == "notification_email_notifications_email"
         await world.quiet()
         assert (post.asked, post.mails) == (1, [])
-
-
-async def test_the_migrations_make_the_tables_of_the_code(backend: Backend) -> None:
-    ours = {table.name for table in metadata.sorted_tables}
-
-    def differences(connection: Connection) -> list[Any]:
-        def own(_: Any, name: str | None, kind: str, *__: Any) -> bool:
-            return kind != "table" or name in ours
-
-        return list(compare_metadata(MigrationContext.configure(connection, opts={"include_object": own}), metadata))
-
-    async with (
-        post_office() as post,
-        backend.own_world(**plugged(post)) as world,
-        world.app.database.read() as connection,
-    ):
-        assert await connection.run_sync(differences) == []
 
 
 async def test_without_a_server_nothing_is_sent_and_nothing_waits(embedded: Backend) -> None:

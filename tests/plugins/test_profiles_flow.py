@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import delete, func, select
 
 from nebengjek.contracts.users import UserAvatarUploaded, UserCreated, UserDriverRegistered, UserUpdated, Vehicle
-from nebengjek_plugins.profiles.tables import found, metadata, people, signups
+from nebengjek_plugins.profiles.tables import found, people, signups
 from tests.flows.conftest import Backend
 from tests.flows.world import BUNDARAN_HI, MONAS, Phone, Refused, World
 from tests.plugins.images import picture, upload
@@ -199,20 +197,6 @@ async def test_an_old_card_does_not_bring_an_old_picture_back(embedded: Backend,
         match_id = await world.pair(budi, ani, MONAS)
         proposed = await ani.expect("match.found", match_id=match_id)
         assert proposed["data"]["driver"]["avatar_url"] == "/avatars/new"
-
-
-async def test_the_migrations_make_the_tables_of_the_code(backend: Backend, tmp_path: Path) -> None:
-    ours = {table.name for table in metadata.sorted_tables}
-
-    def differences(connection: Connection) -> list[Any]:
-        def own(thing: Any, name: str | None, kind: str, *_: Any) -> bool:
-            return name in ours if kind == "table" else name != "ix_profile_search_text"
-
-        context = MigrationContext.configure(connection, opts={"include_object": own})
-        return list(compare_metadata(context, metadata))
-
-    async with backend.own_world(**plugged(tmp_path)) as world, world.app.database.read() as connection:
-        assert await connection.run_sync(differences) == []
 
 
 async def test_a_profile_is_there_a_moment_after_the_account(backend: Backend, tmp_path: Path) -> None:
