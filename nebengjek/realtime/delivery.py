@@ -270,10 +270,12 @@ class Delivery:
             return
         users = list(self._by_user)
         for start in range(0, len(users), USERS_AT_ONCE):
-            counts = await self.mailbox.counts(users[start : start + USERS_AT_ONCE])
-            for user_id, count in counts.items():
+            some = users[start : start + USERS_AT_ONCE]
+            counts = await self.mailbox.counts(some)
+            for user_id in some:
+                # Who is connected has a mailbox: one that is not there has been lost, with what was in it.
                 for connection in self._by_user.get(user_id, {}).values():
-                    if (connection.epoch, connection.last_seq) != count:
+                    if (connection.epoch, connection.last_seq) != counts.get(user_id):
                         connection.ring()
 
     async def attach(self, connection: Connection) -> None:
