@@ -14,6 +14,7 @@ RUNS = (
     ["benchmarks.sockets", "--deflate"],
     ["benchmarks.chat"],
     ["benchmarks.chat", "--backend", "real"],
+    ["benchmarks.accounts"],
     ["benchmarks.bus"],
 )
 
