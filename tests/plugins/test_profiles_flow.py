@@ -136,6 +136,36 @@ async def test_operators_find_people_by_name_number_and_plate(backend: Backend, 
         assert (await world.http.get("/admin/users", params={"q": "ani"}, headers=ani.bearer)).status_code == 401
 
 
+async def test_what_is_found_can_be_read_page_by_page(backend: Backend, tmp_path: Path) -> None:
+    async with backend.own_world(**plugged(tmp_path)) as world:
+        now = world.clock.now()
+        names = [None, "Wayan C", "Wayan A", None, "Wayan B", "Wayan A", "Wayan Ö"]
+        rows = [
+            {"user_id": f"wayan-{number}", "version": 1, "deleted": False, "full_name": name, "changed_at": now}
+            | {"words": "wayan"}
+            for number, name in enumerate(names)
+        ]
+        async with world.app.database.begin() as tx:
+            await tx.execute(found.insert(), rows)
+        whole = await search(world, "wayan")
+        assert sorted(whole) == [row["user_id"] for row in rows]
+        assert whole[:2] == ["wayan-0", "wayan-3"]
+        key = {"X-API-Key": world.app.settings.admin.api_key}
+        for limit in (1, 2, 7):
+            read, where = [], {"q": "wayan", "limit": str(limit)}
+            while True:
+                page = (await world.http.get("/admin/users", params=where, headers=key)).json()
+                assert 0 < len(page["items"]) <= limit
+                read += [item["user_id"] for item in page["items"]]
+                if page["next_cursor"] is None:
+                    break
+                where["cursor"] = page["next_cursor"]
+            assert read == whole, limit
+        for cursor in ("x", "!", "ä", "bnVsbA", "WyJcdTAwMDAiLCJhIl0", "/w"):
+            answer = await world.http.get("/admin/users", params={"q": "wayan", "cursor": cursor}, headers=key)
+            assert (answer.status_code, answer.json()["code"]) == (400, "INVALID"), cursor
+
+
 async def test_a_search_index_that_was_lost_is_built_anew_from_the_accounts(backend: Backend, tmp_path: Path) -> None:
     async with backend.own_world(**plugged(tmp_path)) as world:
         crowd = [await person(world) for _ in range(5)]

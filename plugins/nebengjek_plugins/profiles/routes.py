@@ -15,7 +15,7 @@ from msgspec import Struct
 from nebengjek.errors import Invalid, TooLarge
 from nebengjek.web import Identity
 from nebengjek_plugins.profiles.gallery import ORIGINAL, Gallery, Uploaded
-from nebengjek_plugins.profiles.search import Found, Rebuilt, Search
+from nebengjek_plugins.profiles.search import FoundUsers, Rebuilt, Search
 from nebengjek_plugins.profiles.service import Profile, Profiles, Signups
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Any]
@@ -26,13 +26,6 @@ _AROUND = 16 * 1024
 _FOR_EVER = "public, max-age=31536000, immutable"
 _FOR_NOW = "public, max-age=2"
 _PICTURE = {200: ResponseSpec(bytes, media_type="image/webp", description="The picture.")}
-
-
-class FoundUsers(Struct, frozen=True, kw_only=True):
-    """``more``: there are others, ask for something narrower."""
-
-    items: list[Found]
-    more: bool
 
 
 class SignupsByDay(Struct, frozen=True, kw_only=True):
@@ -105,10 +98,10 @@ class OperatorsController(Controller):
         self,
         q: Annotated[str, QueryParameter(min_length=1, max_length=100)],
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+        cursor: FromQuery[str | None] = None,
     ) -> FoundUsers:
         """Users by name, by the end of their number, by plate: each word must begin one of theirs."""
-        items = await self.search.find(q, limit + 1)
-        return FoundUsers(items=items[:limit], more=len(items) > limit)
+        return await self.search.find(q, cursor=cursor, limit=limit)
 
     @post("/users/search/rebuild", status_code=200)
     async def rebuild(

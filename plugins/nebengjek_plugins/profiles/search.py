@@ -1,12 +1,15 @@
 """The operators' search: kept by events, built anew from the accounts themselves."""
 
+import base64
+import binascii
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, delete, func, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,6 +34,13 @@ class Found(Struct, frozen=True, kw_only=True):
     vehicle_plate: str | None
 
 
+class FoundUsers(Struct, frozen=True, kw_only=True):
+    """``next_cursor``: hand it in as ``cursor``, with the same ``q``, for what follows; null at the end."""
+
+    items: list[Found]
+    next_cursor: str | None
+
+
 class Rebuilt(Struct, frozen=True, kw_only=True):
     """``indexed``: in this step; ``removed``: of people who are no more; ``next``: where the next step begins."""
 
@@ -51,17 +61,26 @@ class Search:
             async with self._database.begin() as tx:
                 await self._index(tx, await learn(tx, found, event, self._clock.now()))
 
-    async def find(self, query: str, limit: int) -> list[Found]:
-        """Who has all the words, by name. Raises Invalid (there is no word in it), Unavailable (the index is lost)."""
+    async def find(self, query: str, *, cursor: str | None, limit: int) -> FoundUsers:
+        """Who has all the words, by name, those without one first; after the place that ``cursor`` names.
+
+        Raises Invalid (there is no word in it, no such cursor), Unavailable (the index is lost).
+        """
         columns = [found.c[name] for name in Found.__struct_fields__]
+        place = (func.coalesce(found.c.full_name, ""), found.c.user_id)
+        after = _read_cursor(cursor) if cursor is not None else None
         with _index_there():
             async with self._database.read() as tx:
                 matches = matching(tx.dialect.name, query)
                 if matches is None:
                     raise Invalid("q: expected a name, the end of a number, or a plate")
                 hits = select(*columns).where(matches, found.c.deleted.is_(False))
-                rows = await tx.execute(hits.order_by(found.c.full_name, found.c.user_id).limit(limit))
-                return [Found(**row._mapping) for row in rows]
+                if after is not None:
+                    hits = hits.where(tuple_(*place) > tuple_(*after))
+                rows = await tx.execute(hits.order_by(*place).limit(limit + 1))
+                items = [Found(**row._mapping) for row in rows]
+        more = len(items) > limit
+        return FoundUsers(items=items[:limit], next_cursor=_cursor(items[limit - 1]) if more else None)
 
     async def rebuild(self, after: str, limit: int) -> Rebuilt:
         """One step: index the accounts that come after ``after``; the first step makes the text index anew."""
@@ -83,6 +102,23 @@ class Search:
         words = words_of(name=row.full_name, suffix=row.msisdn_suffix, plate=row.vehicle_plate)
         if words != row.words:
             await tx.execute(update(found).where(found.c.id == row.id).values(words=words))
+
+
+def _cursor(last: Found) -> str:
+    place = msgspec.json.encode((last.full_name or "", last.user_id))
+    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[str, str]:
+    """Raises Invalid."""
+    try:
+        place = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        name, user_id = msgspec.json.decode(place, type=tuple[str, str])
+    except (binascii.Error, ValueError) as error:
+        raise Invalid("cursor: is not one that this server gave") from error
+    if "\0" in name + user_id:  # PostgreSQL knows no text with it.
+        raise Invalid("cursor: is not one that this server gave")
+    return name, user_id
 
 
 @contextmanager
