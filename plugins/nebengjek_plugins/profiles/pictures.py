@@ -8,8 +8,8 @@ from PIL import Image, ImageOps
 from nebengjek.errors import Invalid
 
 KINDS = ("JPEG", "PNG", "WEBP")
-LARGEST = 2048
-"""Pixels of the longer side of what is kept."""
+LARGEST = 1024
+"""Pixels of the longer side of what is kept: twice the largest thumbnail. Writing more is what an upload waits for."""
 SIZES = (64, 128, 512)
 
 # What Pillow raises for bytes that are no picture, or not all of one.
@@ -54,5 +54,6 @@ def thumbnails(picture: bytes) -> dict[int, bytes]:
 def _webp(image: Image.Image) -> bytes:
     mode = "RGBA" if image.has_transparency_data else "RGB"
     out = BytesIO()
-    image.convert(mode).save(out, "WEBP", quality=82, method=3, exif=b"", xmp=b"", icc_profile=b"")
+    # Method 1 takes half the time of 3 and more; the files are hardly larger.
+    image.convert(mode).save(out, "WEBP", quality=82, method=1, exif=b"", xmp=b"", icc_profile=b"")
     return out.getvalue()
