@@ -336,6 +336,8 @@ async def test_e15_what_a_consumer_says_when_it_is_made_and_goes(harness: Harnes
     await consumer(broker)
     await ear.hears(5)
     await broker.update_stream(structs.replace(spec, description="other"))
+    # A stream that goes takes along what it has not said yet.
+    await streams.hears(2)
     await broker.delete_stream("S")
     said = [(one.subject.split(".")[4], msgspec.json.decode(one.data)) for one in await ear.hears(6)]
     assert [(kind, one["type"].rpartition(".")[2], one.get("action", one.get("paused"))) for kind, one in said] == [

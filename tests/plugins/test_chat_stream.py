@@ -266,6 +266,8 @@ async def test_questions_asked_at_once_do_not_spend_the_same_tokens(backend: Bac
         await ask(ani, "s7", "dear")
         await said.begun(4)
         assert said.asked[3].context.max_tokens == 4
+        # A worker that drains would wait for its end.
+        await said.say("well", None, attempt=4)
 
 
 async def test_what_chat_does_is_among_the_metrics(backend: Backend) -> None:
