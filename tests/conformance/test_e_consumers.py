@@ -337,7 +337,7 @@ async def test_e15_what_a_consumer_says_when_it_is_made_and_goes(harness: Harnes
     await ear.hears(5)
     await broker.update_stream(structs.replace(spec, description="other"))
     told = [(one.subject, msgspec.json.decode(one.data)["action"]) for one in await streams.hears(2)]
-    # Of its own end a stream does not always tell: nats-server 2.14.6 may stop it before that is sent (one try in five).
+    # Of its own end a stream does not always tell: nats-server 2.14.6 may stop it first (one try in five).
     await broker.delete_stream("S")
     said = [(one.subject.split(".")[4], msgspec.json.decode(one.data)) for one in await ear.hears(6)]
     assert [(kind, one["type"].rpartition(".")[2], one.get("action", one.get("paused"))) for kind, one in said] == [
