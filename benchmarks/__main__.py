@@ -15,6 +15,7 @@ RUNS = (
     ["benchmarks.chat"],
     ["benchmarks.chat", "--backend", "real"],
     ["benchmarks.accounts"],
+    ["benchmarks.accounts", "--backend", "real"],
     ["benchmarks.bus"],
 )
 

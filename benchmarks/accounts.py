@@ -1,4 +1,4 @@
-"""(f) What follows from an account: pictures taken in and made small, the search built anew.
+"""(f) What follows from an account: pictures taken in and made small, the search built anew, events with a bad handler.
 
 Client and server share one process, so the longest stall of the event loop can be told; the peer of an upload is a bare
 handler of the same framework and server that writes the same bytes into a file.
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,15 @@ from litestar import Litestar, put
 from litestar.datastructures import UploadFile
 from litestar.params import MultipartBody
 from PIL import Image
+from sqlalchemy import func, select
 
+from benchmarks.accounts_handler import OURS, effects, fails
 from benchmarks.people import percentile
 from benchmarks.wire import free_port, login
 from nebengjek.app import App
+from nebengjek.bus.messaging import RETRY_DELAYS
+from nebengjek.contracts.users import UserCreated, UserUpdated
+from nebengjek_plugins.profiles.tables import found, people, signups
 from tests.flows.world import World, running, settings_for
 from tests.servers import nats_server, postgres_server, valkey_server
 
@@ -157,15 +163,53 @@ async def rebuild(world: World, count: int) -> None:
     print(f"search rebuild: {indexed / (time.perf_counter() - began):,.0f} accounts a second ({indexed:,})")
 
 
-async def measure(options: argparse.Namespace, given: dict[str, Any], folder: Path) -> None:
+async def events(world: World, count: int) -> bool:
+    """Half as many people, each made and then named; False: an effect is missing, or was there twice."""
+    bus, now = world.app.bus, datetime.now(UTC)
+    said = [f"{OURS}{number:012d}" for number in range(count // 2)]
+    began = time.perf_counter()
+    for user_id in said:
+        await bus.publish(UserCreated(user_id=user_id, version=1, role="passenger", created_at=now))
+        await bus.publish(UserUpdated(user_id=user_id, version=2, role="passenger", full_name="Ani", email=None))
+    dead: set[int] = set()
+
+    async def done() -> bool:
+        letters = await bus.dead_letters.list()
+        for letter in letters:
+            dead.add(letter.seq)
+            await bus.dead_letters.replay(letter.seq)
+        return not letters and (await world._said_and_waiting())[1] == 0
+
+    await until(done)
+    took = time.perf_counter() - began
+    print(f"{count:,} events of accounts, one of four handlers failing 30 % of the time: all done after {took:.0f} s,")
+    retries = fails[True] - len(dead)
+    print(f"  {retries:,} retries, after {RETRY_DELAYS} s each, {len(dead)} dead letters put back")
+    async with world.app.database.read() as tx:
+        rows = {
+            table.name: (await tx.execute(select(func.count()).where(table.c.user_id.in_(said), *named))).scalar()
+            for table, named in (
+                (people, [people.c.full_name == "Ani"]),
+                (found, [found.c.words == "ani"]),
+                (signups, []),
+            )
+        }
+    once = {(user_id, version) for user_id in said for version in (1, 2)}
+    good = effects == dict.fromkeys(once, 1) and set(rows.values()) == {len(said)}
+    print(f"  every effect there once: {'yes' if good else 'NO'} (counted {effects.total():,}; rows {rows})")
+    return good
+
+
+async def measure(options: argparse.Namespace, given: dict[str, Any], folder: Path) -> bool:
     table = {"store": str(folder / "pictures"), "uploads_per_hour": 100_000}
-    plugins = ["nebengjek_plugins.profiles:profiles"]
+    plugins = ["nebengjek_plugins.profiles:profiles", "benchmarks.accounts_handler:failing"]
     database_url = given.pop("database_url")
     settings = settings_for(database_url, plugins=plugins, plugin={"profiles": table}, **given)
     async with running(lambda clock: App(settings, clock=clock, sweeping=False)) as world:
         print(f"{options.backend}, load {os.getloadavg()[0]:.1f}")
         await pictures(world, folder, options.pictures)
         await rebuild(world, options.accounts)
+        return await events(world, options.events)
 
 
 def main() -> int:
@@ -173,16 +217,17 @@ def main() -> int:
     parser.add_argument("--backend", choices=["embedded", "real"], default="embedded")
     parser.add_argument("--pictures", type=int, default=30)
     parser.add_argument("--accounts", type=int, default=2000)
+    parser.add_argument("--events", type=int, default=1000)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.pictures, options.accounts = 6, 200
+        options.pictures, options.accounts, options.events = 6, 200, 20
     logging.disable()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        uvloop.run(measure(options, stack.enter_context(stores(options.backend, folder)), folder))
-    return 0
+        good = uvloop.run(measure(options, stack.enter_context(stores(options.backend, folder)), folder))
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
