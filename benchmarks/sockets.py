@@ -20,7 +20,7 @@ import httpx
 import uvloop
 from sqlalchemy import insert
 
-from benchmarks.location import FRAME, idle
+from benchmarks.location import FRAME, PATIENCE, idle
 from benchmarks.people import percentile
 from benchmarks.wire import Child, RawSocket, child, client_frame, free_port, nebengjek, open_socket
 from nebengjek import schema
@@ -37,7 +37,6 @@ WARM = 50
 AT_ONCE = 64
 WINDOW = 16
 GOAL_KB = 25.0
-PATIENCE = 120.0
 OFF = {"event": "user.finder", "data": {"is_active": False}}
 """A command whose answer is a durable frame for every socket of its user."""
 
@@ -364,6 +363,7 @@ async def tracking(kind: Kind, tokens: list[str], seconds: float, *, reading: bo
     # Warm-up: the first points of every phone fill caches and are not counted.
     await asyncio.sleep(1.0)
     began, cpu, count = time.perf_counter(), kind.server.cpu(), acked
+    # The window that is measured.
     await asyncio.sleep(seconds)
     wall, spent = time.perf_counter() - began, kind.server.cpu() - cpu
     points = acked - count
