@@ -156,7 +156,8 @@ class Runner:
         prefetch = max(self._hearing.batch, self._hearing.concurrency) * 2
         limit = self._hearing.batch or self._hearing.concurrency
         # What lies pulled ahead is kept alive by the rhythm of the pulls, so that must not be slower than the ack wait.
-        expires = min(PULL_EXPIRES, self.spec.ack_wait)
+        # Nor may a pull outlive what was in progress two thirds of the wait ago: who is held up would get it again.
+        expires = min(PULL_EXPIRES, self.spec.ack_wait * 0.6)
         consumption = await self._broker.consume(self.stream, self.consumer, prefetch=prefetch, expires=expires)
         listening.set()
         try:

@@ -12,9 +12,9 @@ import pytest
 
 from nebengjek.bus.errors import NoResponders, RequestTimeout
 from nebengjek.bus.messages import CoreMessage
-from nebengjek_plugins.chat.contracts import ATTEMPT, HealthResponse, read_chunks
+from nebengjek_plugins.chat.contracts import ATTEMPT, HealthResponse, ResponseChunk, read_chunks
 from tests.flows.conftest import Real
-from tests.flows.fleet import PATIENCE, Fleet, Traveller, fleet
+from tests.flows.fleet import PATIENCE, Fleet, Pod, Traveller, fleet
 from tests.plugins.paced import END, Play
 from tests.plugins.streams import Reader, reading
 
@@ -56,6 +56,36 @@ async def person(town: Town) -> Traveller:
 async def ask(ani: Traveller, session_id: str, text: str) -> str:
     message_id: str = (await ani.ask("POST", f"/chat/{session_id}/messages", {"message": text}))["message_id"]
     return message_id
+
+
+async def answered_once(ani: Traveller, session_id: str) -> None:
+    history = await ani.ask("GET", f"/chat/{session_id}/messages")
+    assert [(item["role"], item["status"]) for item in history["items"]] == [
+        ("assistant", "complete"),
+        ("user", "complete"),
+    ]
+
+
+async def superseded(pod: Pod) -> None:
+    """It has come to the end of an answer that is not its own any more."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if 'outcome="superseded"} 1.0' in (await pod.http.get("/metrics")).text:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def worker_of(town: Town, play: Play) -> Pod:
+    """Who answers it first."""
+    pid = (await play.workers())[0]
+    return next(pod for pod in town.pods.pods if pod.process is not None and pod.process.pid == pid)
+
+
+async def staffed(town: Town, workers: int) -> None:
+    """So many workers run: those that a test before this one ended are started again only where they are needed."""
+    away = [pod for pod in town.pods.pods[2:] if pod.process is None]
+    for pod in away[: max(0, workers - (2 - len(away)))]:
+        await town.pods.restart(pod)
 
 
 async def has(reader: Reader, message_id: str, text: str) -> None:
@@ -109,52 +139,6 @@ async def test_a_reader_that_hops_from_pod_to_pod_in_the_middle_of_an_answer_mis
     await ani.go_home()
 
 
-async def test_a_worker_that_is_killed_in_the_middle_is_followed_by_another_with_a_whole_answer(
-    runner: object, town: Town
-) -> None:
-    ani = await person(town)
-    play = Play(town.folder, "kill")
-    async with reading(ani, "kill", url=town.pods.pods[0].url) as reader:
-        message_id = await ask(ani, "kill", "kill")
-        play.say("a", "b")
-        await has(reader, message_id, "a b ")
-        (dead,) = await play.workers()
-        killed = next(pod for pod in town.pods.pods if pod.process is not None and pod.process.pid == dead)
-        killed.kill()
-        assert (await play.workers(2))[1] != dead
-        play.say("c", END)
-        whole = await reader.expect("message_complete")
-        assert whole.data["text"] == reader.text(message_id) == "a b c "
-        markers = [one["chunk_id"] for one in reader.of("chunk") if one["chunk_type"] == "system"]
-        assert markers == [ATTEMPT]
-    history = await ani.ask("GET", "/chat/kill/messages")
-    assert [(item["role"], item["status"]) for item in history["items"]] == [
-        ("assistant", "complete"),
-        ("user", "complete"),
-    ]
-    await town.pods.restart(killed)
-    await ani.go_home()
-
-
-async def test_a_worker_that_is_told_to_end_ends_its_answer_first(runner: object, town: Town) -> None:
-    ani = await person(town)
-    play = Play(town.folder, "drain")
-    async with reading(ani, "drain", url=town.pods.pods[0].url) as reader:
-        message_id = await ask(ani, "drain", "drain")
-        play.say("a")
-        await has(reader, message_id, "a ")
-        (pid,) = await play.workers()
-        ending = next(pod for pod in town.pods.pods if pod.process is not None and pod.process.pid == pid)
-        ended = asyncio.create_task(ending.end())
-        play.say("b", END)
-        whole = await reader.expect("message_complete")
-        assert whole.data["text"] == reader.text(message_id) == "a b "
-        assert await ended == 0
-        assert await play.workers() == [pid]
-    await town.pods.restart(ending)
-    await ani.go_home()
-
-
 async def test_a_pod_says_how_it_is_and_one_that_hangs_does_not(runner: object, town: Town) -> None:
     ani = await person(town)
     pod, broker = town.pods.pods[1], town.pods.broker
@@ -204,4 +188,92 @@ async def test_with_the_registry_gone_the_words_go_to_all_pods(runner: object, t
         finally:
             await line.open()
     await listening.unsubscribe()
+    await ani.go_home()
+
+
+async def test_a_worker_that_was_paused_and_followed_by_another_wakes_to_be_heard_no_more(
+    runner: object, town: Town
+) -> None:
+    await staffed(town, 2)
+    ani = await person(town)
+    play = Play(town.folder, "pause")
+    said: list[ResponseChunk] = []
+    woken = asyncio.Event()
+
+    async def listen(message: CoreMessage) -> None:
+        said.extend(read_chunks(message.data))
+        if any(chunk.chunk_id < ATTEMPT and chunk.chunk == "d " for chunk in said):
+            woken.set()
+
+    listening = await town.pods.broker.subscribe("chat.pod.pod-1.response", listen)
+    async with reading(ani, "pause", url=town.pods.pods[0].url) as reader:
+        message_id = await ask(ani, "pause", "pause")
+        play.say("a", "b")
+        await has(reader, message_id, "a b ")
+        paused = await worker_of(town, play)
+        assert paused.process is not None
+        os.kill(paused.process.pid, signal.SIGSTOP)
+        try:
+            assert (await play.workers(2))[1] != paused.process.pid
+            play.say("c")
+            await has(reader, message_id, "a b c ")
+        finally:
+            os.kill(paused.process.pid, signal.SIGCONT)
+        play.say("d")
+        # It goes on as if nothing had been, to the very end.
+        async with asyncio.timeout(PATIENCE):
+            await woken.wait()
+        await has(reader, message_id, "a b c d ")
+        play.say(END)
+        whole = await reader.expect("message_complete")
+        assert whole.data["text"] == reader.text(message_id) == "a b c d "
+        await superseded(paused)
+    await listening.unsubscribe()
+    # The first attempt's, the one marker, and from there on the second attempt's only.
+    numbers = [one["chunk_id"] for one in reader.of("chunk")]
+    begins = numbers.index(ATTEMPT)
+    assert numbers == [*range(begins), *range(ATTEMPT, ATTEMPT + len(numbers) - begins)]
+    assert [one["chunk_id"] for one in reader.of("chunk") if one["chunk_type"] == "system"] == [ATTEMPT]
+    await answered_once(ani, "pause")
+    await ani.go_home()
+
+
+async def test_a_worker_that_is_killed_in_the_middle_is_followed_by_another_with_a_whole_answer(
+    runner: object, town: Town
+) -> None:
+    await staffed(town, 2)
+    ani = await person(town)
+    play = Play(town.folder, "kill")
+    async with reading(ani, "kill", url=town.pods.pods[0].url) as reader:
+        message_id = await ask(ani, "kill", "kill")
+        play.say("a", "b")
+        await has(reader, message_id, "a b ")
+        killed = await worker_of(town, play)
+        killed.kill()
+        dead, other = await play.workers(2)
+        assert dead != other
+        play.say("c", END)
+        whole = await reader.expect("message_complete")
+        assert whole.data["text"] == reader.text(message_id) == "a b c "
+        markers = [one["chunk_id"] for one in reader.of("chunk") if one["chunk_type"] == "system"]
+        assert markers == [ATTEMPT]
+    await answered_once(ani, "kill")
+    await ani.go_home()
+
+
+async def test_a_worker_that_is_told_to_end_ends_its_answer_first(runner: object, town: Town) -> None:
+    await staffed(town, 1)
+    ani = await person(town)
+    play = Play(town.folder, "drain")
+    async with reading(ani, "drain", url=town.pods.pods[0].url) as reader:
+        message_id = await ask(ani, "drain", "drain")
+        play.say("a")
+        await has(reader, message_id, "a ")
+        ending = await worker_of(town, play)
+        ended = asyncio.create_task(ending.end())
+        play.say("b", END)
+        whole = await reader.expect("message_complete")
+        assert whole.data["text"] == reader.text(message_id) == "a b "
+        assert await ended == 0
+        assert len(await play.workers()) == 1
     await ani.go_home()
