@@ -20,7 +20,10 @@ PushKind = Literal[
 
 
 class EmailWanted(Event, frozen=True, kw_only=True, tag="notification.email"):
-    """A mail to a user. ``cause``: what it is about, so that there is one of it; ``values`` fill the template."""
+    """A mail to a user. ``cause``: what it is about, so that there is one of it; ``values`` fill the template.
+
+    Its number is not the cause: what was put off is wanted again, and must not be taken for the same message.
+    """
 
     user_id: str
     cause: str
@@ -29,7 +32,7 @@ class EmailWanted(Event, frozen=True, kw_only=True, tag="notification.email"):
     to: str
     values: dict[str, str]
     key: ClassVar[str] = "user_id"
-    number: ClassVar[str | None] = "cause"
+    number: ClassVar[str | None] = None
     sensitive: ClassVar[bool] = True
 
 

@@ -36,6 +36,10 @@ STREAM = StreamSpec(
 )
 
 
+WAITING = 10_000
+"""More than ever wait for their next try: those whose service refuses for a while must not take all places."""
+
+
 def notifications(
     bus: MessageBus,
     database: Database,
@@ -81,19 +85,19 @@ def notifications(
                 on(RidePayment, devices.payment),
                 on(RideCancelled, devices.cancelled),
             ],
-            sweeps=[every(3600.0, service.forget_old)],
+            sweeps=[every(5.0, service.wake), every(3600.0, service.forget_old)],
         ),
         Module(
             name="notifications.email",
-            hears=[on(EmailWanted, service.email, max_deliver=settings.tries, max_ack_pending=256)],
+            hears=[on(EmailWanted, service.email, max_deliver=settings.tries, max_ack_pending=WAITING)],
         ),
         Module(
             name="notifications.push",
-            hears=[on(PushWanted, devices.push, max_deliver=settings.tries, max_ack_pending=256)],
+            hears=[on(PushWanted, devices.push, max_deliver=settings.tries, max_ack_pending=WAITING)],
         ),
         Module(
             name="notifications.sms",
             # As often as fits into a code's life; then it is refused as out of date.
-            hears=[on(SmsWanted, texts.carry, max_deliver=20, max_ack_pending=256)],
+            hears=[on(SmsWanted, texts.carry, max_deliver=20, max_ack_pending=WAITING)],
         ),
     ]

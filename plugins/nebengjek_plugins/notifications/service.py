@@ -1,30 +1,32 @@
 """Who is to be told what: once for each cause, whatever comes twice; and the sending itself.
 
-What is wanted is written with its event in one transaction. What was sent is noted after the server took it: killed in
-between, the same mail goes again, with the same Message-ID.
+What is wanted is written with its event in one transaction. News for who sleeps are written without one, and wanted in
+the morning: waiting in the queue they would take the places of mails that need not wait. What was sent is noted after
+the server took it: killed in between, the same mail goes again, with the same Message-ID.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nebengjek.bus.handling import Retry
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.rides import RideCompleted
 from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database, insert_ignore
-from nebengjek_plugins.notifications.contracts import EmailWanted, MailKind
+from nebengjek_plugins.notifications.contracts import EmailWanted, Language, MailKind
 from nebengjek_plugins.notifications.devices import Devices
 from nebengjek_plugins.notifications.mail import Mailer, compose
 from nebengjek_plugins.notifications.settings import NotificationsSettings
 from nebengjek_plugins.notifications.tables import contacts, notices
 from nebengjek_plugins.notifications.templates import receipt_values, rendered
-from nebengjek_plugins.notifications.wishes import WishBook, silence
+from nebengjek_plugins.notifications.wishes import WishBook, Wishes, silence
 
 _KEPT = timedelta(days=90)
+AT_ONCE = 100
+"""So many are woken in one round: a whole night's news would hold up the morning's receipts."""
 WELCOME = "welcome"
 
 
@@ -81,24 +83,45 @@ class Notifications:
     ) -> None:
         if contact.email is None or contact.deleted:
             return
-        row = {"user_id": contact.user_id, "cause": cause, "created_at": self._clock.now()}
-        if not await insert_ignore(tx, notices, row):
-            return
-        name = contact.full_name or "NebengJek"
-        wanted = EmailWanted(
-            user_id=contact.user_id,
-            cause=cause,
-            kind=kind,
-            language=(await self._book.among(tx, contact.user_id)).language,
-            to=contact.email,
-            values={"name": name, **values},
-        )
-        await self._bus.outbox.add(tx, wanted)
+        wished = await self._book.among(tx, contact.user_id)
+        due_at = self._morning(kind, wished)
+        row = {"user_id": contact.user_id, "cause": cause, "created_at": self._clock.now(), "due_at": due_at}
+        if await insert_ignore(tx, notices, row) and due_at is None:
+            await self._bus.outbox.add(tx, _mail(contact, cause, kind, wished.language, values))
+
+    def _morning(self, kind: MailKind, wished: Wishes) -> datetime | None:
+        """Until when it has to wait; None: it has not."""
+        now = self._clock.now()
+        seconds = silence(wished, now) if kind == "welcome" else 0.0
+        return now + timedelta(seconds=seconds) if seconds else None
+
+    async def wake(self) -> int:
+        """Want what has waited for its morning, to where he is reached by now; return how many."""
+        now = self._clock.now()
+        waiting = select(notices).where(notices.c.due_at <= now).order_by(notices.c.due_at, notices.c.user_id)
+        async with self._database.read() as tx:
+            due = (await tx.execute(waiting.limit(AT_ONCE))).all()
+        for row in due:
+            await self._wake(row.user_id, row.cause, now)
+        return len(due)
+
+    async def _wake(self, user_id: str, cause: str, now: datetime) -> None:
+        mine = (notices.c.user_id == user_id) & (notices.c.cause == cause) & (notices.c.due_at <= now)
+        async with self._database.begin() as tx:
+            if not (await tx.execute(update(notices).where(mine).values(due_at=None))).rowcount:
+                return  # another pod was first
+            contact = (await tx.execute(select(contacts).where(contacts.c.user_id == user_id))).one()
+            if contact.email is None:
+                # Told nowhere, he is still to be told: when he has an address again.
+                await tx.execute(delete(notices).where(notices.c.user_id == user_id, notices.c.cause == cause))
+                return
+            language = (await self._book.among(tx, user_id)).language
+            await self._bus.outbox.add(tx, _mail(contact, cause, "welcome", language, {}))
 
     # -- sending
 
     async def email(self, event: EmailWanted) -> None:
-        """Raises MailFailed, Reject; Retry while it is news and he sleeps."""
+        """Raises MailFailed, Reject. News for who sleeps by now are put off."""
         mine = (notices.c.user_id == event.user_id) & (notices.c.cause == event.cause)
         async with self._database.read() as tx:
             sent = (await tx.execute(select(notices.c.sent_at).where(mine))).scalar()
@@ -109,8 +132,10 @@ class Notifications:
         is_news = event.kind == "welcome"
         if is_news and not wished.news:
             return
-        if is_news and (seconds := silence(wished, self._clock.now())):
-            raise Retry(seconds)
+        if (due_at := self._morning(event.kind, wished)) is not None:
+            async with self._database.begin() as tx:
+                await tx.execute(update(notices).where(mine, notices.c.sent_at.is_(None)).values(due_at=due_at))
+            return
         subject, text = rendered(event.kind, event.language, event.values)
         message_id = f"{event.user_id}.{event.cause}"
         await self._mailer.send(
@@ -135,3 +160,14 @@ class Notifications:
         old = (notices.c.created_at < self._clock.now() - _KEPT) & (notices.c.cause != WELCOME)
         async with self._database.begin() as tx:
             await tx.execute(delete(notices).where(old))
+
+
+def _mail(contact: Row[Any], cause: str, kind: MailKind, language: Language, values: dict[str, str]) -> EmailWanted:
+    return EmailWanted(
+        user_id=contact.user_id,
+        cause=cause,
+        kind=kind,
+        language=language,
+        to=contact.email,
+        values={"name": contact.full_name or "NebengJek", **values},
+    )

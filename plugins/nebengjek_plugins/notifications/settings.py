@@ -24,7 +24,6 @@ class NotificationsSettings(Struct, frozen=True, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=25)] = 20
     """Seconds that the mail server, or a push service, may take."""
     tries: Annotated[int, Meta(ge=2, le=20)] = 5
-    """A night in which a mail waits counts as one."""
     quiet_from: Hour = "21:00"
     quiet_until: Hour = "06:00"
     """Of who has not said when he sleeps; the same hour twice: never."""

@@ -25,9 +25,12 @@ notices = Table(
     Column("cause", String(64), primary_key=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
+    Column("due_at", UtcDateTime),
 )
-"""One for each cause; ``sent_at``: the mail server took it."""
+"""One for each cause; ``sent_at``: the mail server took it; ``due_at``: until then it waits, in nobody's queue."""
 Index("ix_notifications_created_at", notices.c.created_at)
+_WAITING = notices.c.due_at.is_not(None)
+Index("ix_notifications_due_at", notices.c.due_at, sqlite_where=_WAITING, postgresql_where=_WAITING)
 
 wishes = Table(
     "notification_wishes",

@@ -4,5 +4,5 @@ from pathlib import Path
 
 from nebengjek.module import History
 
-HISTORY = History(name="notifications", folder=Path(__file__).parent / "versions", head="0002")
+HISTORY = History(name="notifications", folder=Path(__file__).parent / "versions", head="0003")
 """``head``: the newest script; a test compares."""
