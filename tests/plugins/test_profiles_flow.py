@@ -130,6 +130,13 @@ async def test_operators_find_people_by_name_number_and_plate(backend: Backend, 
         assert await search(world, other.msisdn[-6:]) == [other.user_id]
         for query in ("nobody", "budi rahma", '") OR 1=1 --', "a'b:*&!|", "NEAR(x y)", "xyz AND NOT budi"):
             assert await search(world, query) == [], query
+        spaced = f"+62 {other.msisdn[3:6]}-{other.msisdn[6:10]} {other.msisdn[10:]}"
+        assert await search(world, spaced) == [other.user_id]
+        # A plate is read forwards only, whatever letter it begins with.
+        malang = Vehicle(vehicle_type="car", vehicle_plate="N 9876 AB")
+        plated = UserDriverRegistered(user_id=other.user_id, version=9, full_name="Putu", vehicle=malang)
+        await world.handler("profiles.search", UserDriverRegistered)(plated)
+        assert (await search(world, "9876"), await search(world, "6789")) == ([other.user_id], [])
         key = {"X-API-Key": world.app.settings.admin.api_key}
         nothing = await world.http.get("/admin/users", params={"q": "?!"}, headers=key)
         assert (nothing.status_code, nothing.json()["code"]) == (400, "INVALID")
@@ -186,6 +193,40 @@ async def test_a_search_index_that_was_lost_is_built_anew_from_the_accounts(back
         await world.quiet()
         assert await search(world, "ketut") == [crowd[1].user_id]
         assert len(await search(world, "wayan")) == 3
+
+
+async def test_what_is_said_during_a_rebuild_is_newer_than_what_the_rebuild_read(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend.own_world(**plugged(tmp_path)) as world:
+        crowd = [await person(world) for _ in range(4)]
+        for one in crowd:
+            await one.ask("PATCH", "/users/me", {"full_name": "Wayan"})
+        await world.quiet()
+        world.clock.advance(3600)
+        late = UserUpdated(user_id=crowd[1].user_id, version=2, full_name="Wayan", email=None, role="passenger")
+        came: list[str] = []
+        read = world.app.bus.request
+
+        async def then_much_happens(query: Any) -> Any:
+            """The accounts as they are, and before anything is made of them they are so no more."""
+            page = await read(query)
+            if not came:
+                await crowd[0].ask("PATCH", "/users/me", {"full_name": "Made"})
+                await crowd[1].ask("DELETE", "/users/me")
+                new = await person(world)
+                await new.ask("PATCH", "/users/me", {"full_name": "Made"})
+                came.append(new.user_id)
+                await world.quiet()
+            return page
+
+        monkeypatch.setattr(world.app.bus, "request", then_much_happens)
+        for _ in range(2):
+            await rebuild(world, limit=3)
+            await world.handler("profiles.search", UserUpdated)(late)
+            assert sorted(await search(world, "made")) == sorted([crowd[0].user_id, *came])
+            assert sorted(await search(world, "wayan")) == sorted(one.user_id for one in crowd[2:])
+            world.clock.advance(3600)
 
 
 async def test_a_drivers_picture_is_in_the_proposal(backend: Backend, tmp_path: Path) -> None:

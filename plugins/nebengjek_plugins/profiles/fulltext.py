@@ -7,14 +7,19 @@ word; a number from its end, so that its suffix is a prefix.
 import unicodedata
 
 from sqlalchemy import ColumnElement, Connection, func, literal_column, select, text
+from sqlalchemy.exc import DBAPIError
 
 from nebengjek_plugins.profiles.tables import found
 
 SUFFIX = 6
 """Digits of a number that an index knows."""
 
+_WHOLE_NUMBER = 9
+
 TEXT_INDEX = "profile_search_text"
 """The table of SQLite without which nothing is found; PostgreSQL finds without its index too, slowly."""
+
+_NO_TABLE = "42P01"
 
 _SQLITE = (
     "DROP TABLE IF EXISTS profile_search_text",
@@ -36,7 +41,8 @@ _POSTGRESQL = (
 
 
 def make_index(connection: Connection) -> None:
-    """Make the index over the words that are there, in the place of one that was."""
+    """Make the index over the words that are there, in the place of one that was; the table, too, where it is gone."""
+    found.create(connection, checkfirst=True)
     for statement in _SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL:
         connection.execute(text(statement))
 
@@ -53,6 +59,8 @@ def matching(dialect: str, query: str) -> ColumnElement[bool] | None:
     words = _words(query)
     if not words:
         return None
+    if len("".join(words)) >= _WHOLE_NUMBER and "".join(words).isdecimal():
+        words = ["".join(words)]  # A number as people write it, +62 812-3456-7890.
     if dialect == "sqlite":
         wanted = " AND ".join(_any_of([f'"{one}"*' for one in _either(word)], " OR ") for word in words)
         hits = select(text("rowid")).select_from(text("profile_search_text"))
@@ -60,6 +68,13 @@ def matching(dialect: str, query: str) -> ColumnElement[bool] | None:
     wanted = " & ".join(_any_of([f"{one}:*" for one in _either(word)], " | ") for word in words)
     vector = func.to_tsvector(literal_column("'simple'"), found.c.words)
     return vector.op("@@")(func.to_tsquery(literal_column("'simple'"), wanted))
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Whether it says that the table or its index has been deleted."""
+    said = str(error.orig)
+    no_table = "no such table" in said or getattr(error.orig, "sqlstate", None) == _NO_TABLE
+    return TEXT_INDEX in said or (no_table and found.name in said)
 
 
 def _any_of(terms: list[str], between: str) -> str:
@@ -71,8 +86,8 @@ def _either(word: str) -> list[str]:
 
 
 def _backwards(digits: str) -> str:
-    """With a letter before it: no plate and no name begins like that."""
-    return "n" + digits[::-1][:SUFFIX]
+    """With three letters before it: no plate begins like that, and no name."""
+    return "num" + digits[::-1][:SUFFIX]
 
 
 def _words(value: str) -> list[str]:

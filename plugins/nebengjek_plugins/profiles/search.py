@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Row, delete, func, select, tuple_, update
+from sqlalchemy import Row, delete, exists, func, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,12 +18,13 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.users import AccountsAfter, Role, UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database
 from nebengjek.errors import Invalid, Unavailable
-from nebengjek_plugins.profiles.fulltext import TEXT_INDEX, make_index, matching, words_of
+from nebengjek_plugins.profiles.fulltext import is_lost, make_index, matching, words_of
 from nebengjek_plugins.profiles.people import learn
-from nebengjek_plugins.profiles.tables import found
+from nebengjek_plugins.profiles.tables import found, people
 
 _RECENT = timedelta(minutes=1)
 """What was indexed so lately was not yet there when the accounts were read."""
+_LOST = "there is no search index any more: nebengjek search rebuild makes it anew"
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -79,6 +80,8 @@ class Search:
                     hits = hits.where(tuple_(*place) > tuple_(*after))
                 rows = await tx.execute(hits.order_by(*place).limit(limit + 1))
                 items = [Found(**row._mapping) for row in rows]
+                if not items and after is None:
+                    await _not_emptied(tx)
         more = len(items) > limit
         return FoundUsers(items=items[:limit], next_cursor=_cursor(items[limit - 1]) if more else None)
 
@@ -93,8 +96,9 @@ class Search:
             for account in page.items:
                 await self._index(tx, await learn(tx, found, account, now))
             there = [account.user_id for account in page.items]
-            others = delete(found).where(found.c.user_id > after, found.c.user_id.not_in(there))
-            others = others.where(found.c.changed_at < now - _RECENT)
+            # Who left stays as an empty row, so that late news does not bring him back.
+            others = delete(found).where(found.c.user_id > after, found.c.deleted.is_(False))
+            others = others.where(found.c.user_id.not_in(there), found.c.changed_at < now - _RECENT)
             removed = await tx.execute(others if last is None else others.where(found.c.user_id <= last))
         return Rebuilt(indexed=len(page.items), removed=removed.rowcount, total=page.total, next=last)
 
@@ -121,13 +125,20 @@ def _read_cursor(cursor: str) -> tuple[str, str]:
     return name, user_id
 
 
+async def _not_emptied(tx: AsyncConnection) -> None:
+    """Raises Unavailable when there are profiles and not one entry of them: somebody has emptied the table."""
+    if (await tx.execute(select(exists(select(found.c.id))))).scalar():
+        return
+    if (await tx.execute(select(exists(select(people.c.user_id))))).scalar():
+        raise Unavailable("search index", _LOST)
+
+
 @contextmanager
 def _index_there() -> Iterator[None]:
     """Raises Unavailable when the index was deleted: what is heard meanwhile waits until it has been made anew."""
     try:
         yield
     except DBAPIError as error:
-        if TEXT_INDEX not in str(error.orig):
+        if not is_lost(error):
             raise
-        lost = "there is no search index any more: nebengjek search rebuild makes it anew"
-        raise Unavailable("search index", lost) from error
+        raise Unavailable("search index", _LOST) from error
