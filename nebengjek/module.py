@@ -42,9 +42,12 @@ class History:
 
 
 class SmsSender(Protocol):
-    """Brings a text to a phone. Raises Unavailable("sms")."""
+    """Brings a text to a phone. Raises Unavailable("sms").
 
-    async def send(self, msisdn: str, text: str) -> None: ...
+    ``topic``: of one topic only the newest text is of use; whoever lets texts wait leaves the others out.
+    """
+
+    async def send(self, msisdn: str, text: str, topic: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

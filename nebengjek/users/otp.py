@@ -18,7 +18,7 @@ log = structlog.stdlib.get_logger("nebengjek.users.otp")
 class ConsoleSms:
     """For development: says that a message would have been sent, not what is in it."""
 
-    async def send(self, msisdn: str, text: str) -> None:
+    async def send(self, msisdn: str, text: str, topic: str | None = None) -> None:
         log.info("sms.not_sent", reason="no sms gateway is configured", length=len(text))
 
 
@@ -54,7 +54,7 @@ class Otp:
         code = f"{secrets.randbelow(10**DIGITS):0{DIGITS}d}"
         await self._state.delete(f"otp:tries:{self._name(msisdn)}")
         await self._state.put(self._key(msisdn), self._hash(msisdn, code), self.lifetime)
-        await self._sms.send(msisdn, f"NebengJek: {code}")
+        await self._sms.send(msisdn, f"NebengJek: {code}", topic=self._key(msisdn))
         return code
 
     async def verify(self, msisdn: str, code: str) -> None:

@@ -18,7 +18,7 @@ class HttpSms:
         # Loading the certificates takes longer than the request: once, not per message.
         self._tls = ssl.create_default_context()
 
-    async def send(self, msisdn: str, text: str) -> None:
+    async def send(self, msisdn: str, text: str, topic: str | None = None) -> None:
         """Raises Unavailable("sms") when the gateway does not take it: nothing is known of the number by then."""
         body = {"to": msisdn, "text": text, "sender": self._sender}
         try:

@@ -25,7 +25,7 @@ class Inbox:
         self.texts: list[tuple[str, str]] = []
         self.broken = False
 
-    async def send(self, msisdn: str, text: str) -> None:
+    async def send(self, msisdn: str, text: str, topic: str | None = None) -> None:
         if self.broken:
             raise Unavailable("sms")
         self.texts.append((msisdn, text))

@@ -1,6 +1,7 @@
 """One-time codes by SMS: left in the queue by whoever makes them, carried to the gateway by whoever works.
 
-A code is noted as sent by forgetting it, after the gateway took it: killed in between, the same code goes again.
+A code is noted as sent by forgetting it, after the gateway took it: killed in between, the same code goes again. One
+that still waits when the next is asked for is of no use any more, and is not sent.
 """
 
 from base64 import b64decode, b64encode
@@ -39,7 +40,7 @@ class Texts:
         self._gateway = gateway
         self._life = life
 
-    async def send(self, msisdn: str, text: str) -> None:
+    async def send(self, msisdn: str, text: str, topic: str | None = None) -> None:
         """Return when the queue has it. Raises Unavailable."""
         sms_id, seal = uuid7(), AESGCM.generate_key(128)
         wanted = SmsWanted(
@@ -47,8 +48,10 @@ class Texts:
             seal=b64encode(seal).decode(),
             expires_at=self._clock.now() + timedelta(seconds=self._life),
         )
-        content = AESGCM(seal).encrypt(_NONCE, msgspec.json.encode((msisdn, text)), sms_id.encode())
+        content = AESGCM(seal).encrypt(_NONCE, msgspec.json.encode((msisdn, text, topic)), sms_id.encode())
         await self._state.put(_key(sms_id), content, self._life)
+        if topic is not None:
+            await self._state.put(_newest(topic), sms_id.encode(), self._life)
         await self._bus.publish(wanted)
 
     async def carry(self, event: SmsWanted) -> None:
@@ -61,9 +64,12 @@ class Texts:
             log.info("sms.nothing_left_to_send", sms_id=event.sms_id)
             return
         opened = AESGCM(b64decode(event.seal)).decrypt(_NONCE, content, event.sms_id.encode())
-        msisdn, text = msgspec.json.decode(opened, type=tuple[str, str])
+        msisdn, text, topic = msgspec.json.decode(opened, type=tuple[str, str, str | None])
+        if topic is not None and await self._state.get(_newest(topic)) not in (None, event.sms_id.encode()):
+            log.info("sms.replaced", sms_id=event.sms_id)
+            return
         try:
-            await self._gateway.send(msisdn, text)
+            await self._gateway.send(msisdn, text, topic)
         except Unavailable as error:
             # One number that the gateway refuses must not hold up the codes of all others, as a breaker would.
             raise SmsFailed(error.message) from None
@@ -72,3 +78,7 @@ class Texts:
 
 def _key(sms_id: str) -> str:
     return f"notifications:sms:{sms_id}"
+
+
+def _newest(topic: str) -> str:
+    return f"notifications:sms:newest:{topic}"
