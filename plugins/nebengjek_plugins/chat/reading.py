@@ -18,6 +18,7 @@ from litestar.types import Receive, Scope, Send
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import uuid7
 from nebengjek.database import Database
+from nebengjek.errors import Invalid
 from nebengjek.web import Identity
 from nebengjek_plugins.chat import store
 from nebengjek_plugins.chat.contracts import ATTEMPT, RESTART, Message, attempt_of
@@ -32,8 +33,8 @@ PAGE = 200
 PING = b": ping\n\n"
 
 _encode = msgspec.json.Encoder().encode
-_PLACE = re.compile(r"([A-Za-z0-9_-]{1,64})\.(\d{1,16})\.(\d{1,9})")
-_CURSOR = re.compile(r"(\d{1,9})((?:~[A-Za-z0-9_-]{1,64}\.\d{1,16}\.\d{1,9}){0,32})")
+_PLACE = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,15})\.([0-9]{1,9})")
+_CURSOR = re.compile(r"([0-9]{1,9})((?:~[A-Za-z0-9_-]{1,64}\.[0-9]{1,15}\.[0-9]{1,9}){0,32})")
 
 
 class Cursor:
@@ -47,11 +48,11 @@ class Cursor:
         self._whole: set[str] = set()
 
     @classmethod
-    def read(cls, text: str) -> Self | None:
-        """None: not an id that we gave."""
+    def read(cls, text: str) -> Self:
+        """Raises Invalid: not an id that we gave."""
         found = _CURSOR.fullmatch(text)
         if found is None:
-            return None
+            raise _not_ours()
         places = {one[1]: (int(one[2]), int(one[3])) for one in _PLACE.finditer(found[2])}
         return cls(int(found[1]), places)
 
@@ -78,6 +79,21 @@ class Cursor:
         self.number = max(self.number, number)
 
 
+def reading_from(last_event_id: str | None, session: Session) -> Cursor | None:
+    """Where a reader of this session was. Raises Invalid: we never gave him such an id."""
+    if not last_event_id:
+        return None
+    cursor = Cursor.read(last_event_id)
+    # Numbers are given in this session's row: of what it has not come to yet nobody was told.
+    if cursor.number > session.last_number:
+        raise _not_ours()
+    return cursor
+
+
+def _not_ours() -> Invalid:
+    return Invalid("Last-Event-ID: is not one that this server gave for this session", code="INVALID_LAST_EVENT_ID")
+
+
 class Reading:
     """One reader of one session."""
 
@@ -102,12 +118,14 @@ class Reading:
         self._settings = settings
         self._session = session
 
-    async def events(self, last_event_id: str | None) -> AsyncGenerator[bytes, None]:
-        """Bytes to send, a ping where nothing is said; ends with the login, or when the pod sends its readers away."""
+    async def events(self, cursor: Cursor | None) -> AsyncGenerator[bytes, None]:
+        """Bytes to send, a ping where nothing is said; ends with the login, or when the pod sends its readers away.
+
+        ``cursor``: where he was, None for who was not here before.
+        """
         reader_id = uuid7()
         room = await self._hub.enter(self._session, reader_id)
         try:
-            cursor = Cursor.read(last_event_id or "")
             resumed = cursor is not None
             if cursor is None:
                 cursor = await self._beginning()
@@ -179,7 +197,8 @@ class Reading:
                 page = await store.after(tx, self._session.session_id, cursor.number, PAGE)
                 waiting = await store.unanswered(tx, self._session.session_id)
                 # Of two answers under way the one that was stored first may have been read last.
-                page += [one for one in await store.answers_to(tx, list(cursor.places)) if one not in page]
+                known = await store.answers_to(tx, self._session.session_id, list(cursor.places))
+                page += [one for one in known if one not in page]
             for message in page:
                 if data := self._whole(message, cursor):
                     yield data
@@ -198,8 +217,9 @@ class Reading:
                         yield _event("chunk", entry.data, cursor)
         for message_id in waiting:
             # What was said while nobody read here was not sent to us; and who speaks learns that we are here.
-            known = room.live.get(message_id)
-            await self._hub.ask(self._session.session_id, message_id, known.buffer.next_id if known is not None else 0)
+            under_way = room.live.get(message_id)
+            next_id = under_way.buffer.next_id if under_way is not None else 0
+            await self._hub.ask(self._session.session_id, message_id, next_id)
 
     def _whole(self, message: Message, cursor: Cursor) -> bytes:
         """A stored message, for a reader who has a part of it, or nothing."""

@@ -22,7 +22,7 @@ from nebengjek_plugins.chat.health import Health
 from nebengjek_plugins.chat.hub import Hub
 from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.operators import Desk, Waiting
-from nebengjek_plugins.chat.reading import EventStream, Reading
+from nebengjek_plugins.chat.reading import EventStream, Reading, reading_from
 from nebengjek_plugins.chat.service import Accepted, ChatService, Wish
 from nebengjek_plugins.chat.settings import ChatSettings
 from nebengjek_plugins.chat.store import Session
@@ -167,9 +167,11 @@ class ChatController(Controller):
         last_event_id: FromQuery[str | None] = None,
     ) -> ASGIApp:
         """Server-sent events; ``Last-Event-ID`` (or the query's ``last_event_id``) goes on where you were."""
+        given = request.headers.get("last-event-id") or last_event_id
         session = await self.service.enter(user.user_id, session_token(session_id))
+        cursor = reading_from(given, session)
         reading = Reading(self.hub, self.service, self.database, self.clock, self.settings, session, user)
-        return EventStream(reading.events(request.headers.get("last-event-id") or last_event_id))
+        return EventStream(reading.events(cursor))
 
     @get("/{session_id:str}/messages")
     async def history(

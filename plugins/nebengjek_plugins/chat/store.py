@@ -144,10 +144,12 @@ async def answer_to(tx: AsyncConnection, message_id: str) -> Message | None:
     return None if row is None else view(row)
 
 
-async def answers_to(tx: AsyncConnection, message_ids: Sequence[str]) -> list[Message]:
+async def answers_to(tx: AsyncConnection, session_id: str, message_ids: Sequence[str]) -> list[Message]:
+    """Those of this session: the ids are a reader's word."""
     if not message_ids:
         return []
-    rows = await tx.execute(select(messages).where(messages.c.reply_to.in_(message_ids)))
+    mine = and_(messages.c.session_id == session_id, messages.c.reply_to.in_(message_ids))
+    rows = await tx.execute(select(messages).where(mine))
     return [view(row) for row in rows]
 
 

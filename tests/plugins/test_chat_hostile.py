@@ -1,0 +1,72 @@
+"""What somebody may try against chat: ids that nobody gave, words of others, floods; the answer is a clear no."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from nebengjek_plugins.chat.contracts import ATTEMPT
+from tests.flows.conftest import Embedded
+from tests.flows.world import Phone, World
+from tests.plugins.scripted import script, settings
+from tests.plugins.streams import reading
+
+CHAT = ["nebengjek_plugins.chat:chat"]
+
+
+@pytest.fixture(scope="module")
+def town(runner: asyncio.Runner, embedded: Embedded) -> Iterator[World]:
+    """One application for all of them, each with people of its own."""
+    started = embedded.own_world(plugins=CHAT, plugin={"chat": settings(messages_per_minute=1000)})
+    yield runner.run(started.__aenter__())
+    runner.run(started.__aexit__(None, None, None))
+
+
+async def ask(phone: Phone, session_id: str, text: str, **more: Any) -> str:
+    message_id: str = (await phone.ask("POST", f"/chat/{session_id}/messages", {"message": text, **more}))["message_id"]
+    return message_id
+
+
+async def answered(phone: Phone, session_id: str, text: str, answer: str, **more: Any) -> str:
+    """The question's id."""
+    said = script(text)
+    message_id = await ask(phone, session_id, text, **more)
+    await said.say(answer, None)
+    await phone.expect("chat.message", reply_to=message_id)
+    return message_id
+
+
+async def test_an_id_of_an_event_that_nobody_gave_is_refused_and_shows_nobody_elses_words(
+    runner: object, town: World
+) -> None:
+    ani, eve = await town.passenger(), await town.passenger()
+    theirs = await answered(ani, "anis", "of ani", "nobody else's business", message_id="anis-question")
+    await answered(eve, "eves", "of eve", "eve's own")
+    stream = f"{town.url}/chat/eves/stream"
+    headers: list[str | bytes] = ["x", "-1", "+1", "1.5", "0x1", "3", "1" * 9, "9" * 10_000, "1~", "1~a.b.c"]
+    headers += ["0~" + "~".join(f"m{n}.0.1" for n in range(33)), "1~../..1.1", b"\xff\xfe", "²".encode(), "0" * 10]
+    headers += ["0~m.9999999999999999.1", "1;DROP TABLE", f"1~{'m' * 65}.0.0"]
+    queries = ["1~a.1.1\n2", "1~m.0.0\x00", "1\n", " ", "\u0661"]
+    async with httpx.AsyncClient(headers=eve.bearer) as http:
+        answers = [await http.get(stream, headers=[(b"Last-Event-ID", _bytes(given))]) for given in headers]
+        answers += [await http.get(stream, params={"last_event_id": given}) for given in queries]
+    for given, answer in zip([*headers, *queries], answers, strict=True):
+        assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_LAST_EVENT_ID"), given
+        assert "Last-Event-ID" in answer.json()["detail"]
+    # Of the right form, with the question of somebody else: what was said of it before and after is not for her.
+    for place in (f"{theirs}.0.0", f"{theirs}.{ATTEMPT}.1"):
+        async with reading(eve, "eves", last_event_id=f"0~{place}") as reader:
+            await reader.expect("message_complete", text="eve's own")
+            assert "business" not in repr(reader.heard)
+    # Ahead in an answer is where she says that she is; the whole message comes all the same.
+    said = script("ahead")
+    question = await ask(eve, "eves", "ahead")
+    async with reading(eve, "eves", last_event_id=f"3~{question}.999999999999.5") as reader:
+        await said.say("not shown in parts", None)
+        await reader.expect("message_complete", text="not shown in parts")
+
+
+def _bytes(given: str | bytes) -> bytes:
+    return given.encode() if isinstance(given, str) else given
