@@ -55,8 +55,12 @@ async def test_a_picture_is_taken_in_made_small_and_shown(backend: Backend, tmp_
             assert "immutable" in shown.headers["cache-control"]
             assert Image.open(BytesIO(shown.content)).size == size
             etag = shown.headers["etag"]
-            again = await world.http.get(profile["avatar"][name], headers={"If-None-Match": etag})
-            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+            for known in (etag, f'"other", W/{etag}', "*"):
+                again = await world.http.get(profile["avatar"][name], headers={"If-None-Match": known})
+                assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+            asked = await world.http.head(profile["avatar"][name], headers={"If-None-Match": '"other"'})
+            assert (asked.status_code, asked.content, asked.headers["etag"]) == (200, b"", etag)
+            assert asked.headers["content-length"] == str(len(shown.content))
         assert (await world.http.get(f"/avatars/{token}/1024")).status_code == 404
         assert (await world.http.get("/avatars/nobody")).status_code == 404
 

@@ -128,7 +128,15 @@ async def test_operators_find_people_by_name_number_and_plate(backend: Backend, 
         for query in ("dk 4321 xyz", "DK4321XYZ", "4321", "budi 4321", "neill", budi.msisdn[-6:], budi.msisdn):
             assert budi.user_id in await search(world, query), query
         assert await search(world, other.msisdn[-6:]) == [other.user_id]
-        for query in ("nobody", "budi rahma", '") OR 1=1 --', "a'b:*&!|", "NEAR(x y)", "xyz AND NOT budi"):
+        for query in (
+            "nobody",
+            "budi rahma",
+            '") OR 1=1 --',
+            "a'b:*&!|",
+            "NEAR(x y)",
+            "xyz AND NOT budi",
+            "ani 〇½²王\0",
+        ):
             assert await search(world, query) == [], query
         spaced = f"+62 {other.msisdn[3:6]}-{other.msisdn[6:10]} {other.msisdn[10:]}"
         assert await search(world, spaced) == [other.user_id]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from litestar import Controller, Request, Response, delete, get, post, put
+from litestar import Controller, HttpMethod, Request, Response, delete, get, post, put, route
 from litestar.connection import ASGIConnection
 from litestar.datastructures import UploadFile
 from litestar.di import NamedDependency
@@ -25,6 +25,7 @@ _AROUND = 16 * 1024
 """What a form may take beside the file."""
 _FOR_EVER = "public, max-age=31536000, immutable"
 _FOR_NOW = "public, max-age=2"
+_READ = [HttpMethod.GET, HttpMethod.HEAD]
 _PICTURE = {200: ResponseSpec(bytes, media_type="image/webp", description="The picture.")}
 
 
@@ -61,12 +62,14 @@ class ProfilesController(Controller):
         """Show no picture any more."""
         await self.gallery.remove(user.user_id)
 
-    @get("/avatars/{token:str}", opt={"public": True}, responses=_PICTURE)
+    @route("/avatars/{token:str}", http_method=_READ, status_code=200, opt={"public": True}, responses=_PICTURE)
     async def picture(self, request: Request[Any, Any, Any], token: FromPath[str]) -> Response[bytes]:
         """A picture; one that was replaced leads to its successor."""
         return await self._picture(request, token, ORIGINAL)
 
-    @get("/avatars/{token:str}/{size:str}", opt={"public": True}, responses=_PICTURE)
+    @route(
+        "/avatars/{token:str}/{size:str}", http_method=_READ, status_code=200, opt={"public": True}, responses=_PICTURE
+    )
     async def thumbnail(
         self, request: Request[Any, Any, Any], token: FromPath[str], size: FromPath[str]
     ) -> Response[bytes]:
@@ -82,7 +85,8 @@ class ProfilesController(Controller):
             "Cache-Control": _FOR_EVER if shown.final else _FOR_NOW,
             "X-Content-Type-Options": "nosniff",
         }
-        if shown.etag in request.headers.get("if-none-match", ""):
+        known = request.headers.get("if-none-match", "")
+        if known == "*" or shown.etag in known:
             return Response(b"", status_code=304, headers=headers)
         return Response(shown.data, media_type="image/webp", headers=headers)
 
