@@ -20,6 +20,8 @@ from nebengjek.sqlite import SqliteEngine
 __all__ = ["Database", "UtcDateTime", "insert_ignore", "metadata"]
 
 CONNECT_SECONDS = 5.0
+POOL_SECONDS = 10.0
+"""How long who finds all connections in use waits for one."""
 STATEMENTS = 500
 """More than there are: each connection keeps those it has prepared."""
 
@@ -27,7 +29,7 @@ STATEMENTS = 500
 class Database:
     """The engine and the two ways to use it: ``begin`` to write, ``read`` to look."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, pool_seconds: float = POOL_SECONDS) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine: SqliteEngine | AsyncEngine
@@ -41,6 +43,7 @@ class Database:
                 # Those beyond the pool's size would be opened and closed at each use.
                 pool_size=2 * pool_size,
                 max_overflow=0,
+                pool_timeout=pool_seconds,
                 pool_use_lifo=True,
                 # Parameters hold phone numbers: they have no place in an error message.
                 hide_parameters=True,
@@ -67,7 +70,7 @@ class Database:
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block and rolls back when it raises.
 
-        Raises Unavailable("database") when the server cannot be reached.
+        Raises Unavailable("database") when the server cannot be reached, or all connections stay in use.
         """
         with _reaching():
             async with self._engine.begin() as connection:
@@ -108,7 +111,9 @@ class Database:
 def _reaching() -> Iterator[None]:
     try:
         yield
-    except (OSError, PoolTimeout) as error:
+    except PoolTimeout as error:
+        raise Unavailable("database", "all connections to the database are in use, try again") from error
+    except OSError as error:
         raise Unavailable("database") from error
     except DBAPIError as error:
         if error.connection_invalidated or _cannot_now(error):

@@ -185,7 +185,8 @@ def reaching_redis() -> Iterator[None]:
     try:
         yield
     except _away() as error:
-        raise Unavailable("redis") from error
+        full = "all connections to redis are in use, try again" if isinstance(error.__cause__, TimeoutError) else None
+        raise Unavailable("redis", full) from error
 
 
 def redis_address(client: RedisClient) -> str:

@@ -12,6 +12,10 @@ from nebengjek.app import App
 from nebengjek.settings import Settings
 from nebengjek.sockets import PhoneProtocol
 
+KEEP_ALIVE = 75
+"""Seconds for which an idle HTTP connection is kept: longer than balancers and clients keep theirs (nginx 60), because
+a request that is on its way while we close is lost, and who sent a POST may not send it again."""
+
 
 class Server(uvicorn.Server):
     """uvicorn's server that tells where it listens. SIGTERM: sockets close with 1012, handlers end, the bus drains."""
@@ -37,6 +41,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
                 # Whose word on the phone's address is believed: a limit per address is no limit otherwise.
                 proxy_headers=bool(web.trusted_proxies),
                 forwarded_allow_ips=list(web.trusted_proxies),

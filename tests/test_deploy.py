@@ -28,6 +28,7 @@ from nebengjek.app import MODULES, App
 from nebengjek.cli import cli
 from nebengjek.errors import Misconfigured
 from nebengjek.permissions import users
+from nebengjek.server import KEEP_ALIVE
 from nebengjek.settings import KEYS, REFERENCE_NAMES, Settings, load
 from nebengjek.streams import STREAMS, check_capacity
 
@@ -214,6 +215,10 @@ def test_nginx_balances_the_pods_and_upgrades_sockets() -> None:
         "proxy_set_header X-Forwarded-For $remote_addr;",
     ):
         assert line in text
+    # A pod that closed an idle connection first would lose the request that is on its way there.
+    kept = re.findall(r"keepalive 64;\s+keepalive_timeout (\d+)s;", text)
+    assert len(kept) == 2
+    assert all(int(seconds) < KEEP_ALIVE for seconds in kept)
     assert "client_max_body_size 64k;" in text
     assert settings_of("pod-1", {}).web.max_frame == 64 * 1024
 

@@ -16,7 +16,7 @@ from nebengjek import app as _every_table_is_imported
 from nebengjek import schema
 from nebengjek.app import App
 from nebengjek.database import Database
-from nebengjek.errors import Misconfigured
+from nebengjek.errors import Misconfigured, Unavailable
 from nebengjek.migrations import HEAD
 from nebengjek.sql import metadata
 from tests.flows.world import settings_for
@@ -68,6 +68,16 @@ async def test_the_head_that_a_start_compares_with_is_the_newest_script(tmp_path
 
     async with database.read() as connection:
         assert await connection.run_sync(head) == HEAD
+    await database.close()
+
+
+@pytest.mark.real
+async def test_who_finds_all_connections_in_use_is_told_so(postgres: PostgresServer) -> None:
+    database = Database(postgres.new_database(), pool_size=1, pool_seconds=0.05)
+    async with database.read(), database.read():
+        with pytest.raises(Unavailable, match="all connections to the database are in use"):
+            await database.ping()
+    await database.ping()
     await database.close()
 
 

@@ -4,6 +4,7 @@ A pod that dies without a word is forgotten with its lease; who comes first take
 only held up, or whose server has lost its memory, finds its lease gone at the next beat and says all it holds again.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -122,6 +123,9 @@ class RedisPresence(Presence):
         self._untold: dict[str, str] = {}
         """Connections that ended while the server was away."""
         self._told = True
+        self._turn = asyncio.Lock()
+        self._next: tuple[set[str], asyncio.Task[dict[str, list[str]]]] | None = None
+        """The look at the server that has not begun: whom it is for."""
         self._attach = RedisScript(client, _ATTACH)
         self._detach = RedisScript(client, _DETACH)
         self._forget = RedisScript(client, _FORGET)
@@ -168,7 +172,7 @@ class RedisPresence(Presence):
 
     async def elsewhere(self, user_ids: Collection[str]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for user_id, holders in await self._holders(user_ids):
+        for user_id, holders in (await self._holders(user_ids)).items():
             pods = {holder.partition(".")[0] for holder in holders} - {self._pod_id}
             if pods:
                 found[user_id] = pods
@@ -177,7 +181,7 @@ class RedisPresence(Presence):
     async def connected(self, user_ids: Collection[str]) -> set[str]:
         own = set(self._own.values()).intersection(user_ids) if user_ids else set()
         others = [user_id for user_id in user_ids if user_id not in own]
-        return own | {user_id for user_id, holders in await self._holders(others) if holders}
+        return own | {user_id for user_id, holders in (await self._holders(others)).items() if holders}
 
     async def lapsed(self, grace: float) -> list[str]:
         found = await self._lapsed([self._gone_key], repr(self._clock.seconds() - grace))
@@ -222,16 +226,32 @@ class RedisPresence(Presence):
             if not forgotten or not members:
                 return
 
-    async def _holders(self, user_ids: Collection[str]) -> list[tuple[str, list[str]]]:
-        found: list[tuple[str, list[str]]] = []
-        for users in _chunks(user_ids):
-            answer: list[list[bytes]] = await self._where(
-                [f"{self._kind}:{user_id}" for user_id in users], PREFIX + self._lease
-            )
-            found += [
-                (user, [holder.decode() for holder in holders]) for user, holders in zip(users, answer, strict=True)
-            ]
-        return found
+    async def _holders(self, user_ids: Collection[str]) -> dict[str, list[str]]:
+        """Who asks while the server is being asked joins the next look: many at once make it larger, not more of it."""
+        if not user_ids:
+            return {}
+        if self._next is None:
+            wanted: set[str] = set()
+            task = asyncio.create_task(self._look(wanted), name=f"{self._kind} look")
+            # Whoever waited may have been cancelled: then nobody hears that it failed, and nobody needs to.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._next = wanted, task
+        wanted, task = self._next
+        wanted.update(user_ids)
+        found = await asyncio.shield(task)
+        return {user_id: found[user_id] for user_id in user_ids}
+
+    async def _look(self, wanted: set[str]) -> dict[str, list[str]]:
+        async with self._turn:
+            self._next = None
+            found: dict[str, list[str]] = {}
+            for users in _chunks(wanted):
+                answer: list[list[bytes]] = await self._where(
+                    [f"{self._kind}:{user_id}" for user_id in users], PREFIX + self._lease
+                )
+                for user_id, holders in zip(users, answer, strict=True):
+                    found[user_id] = [holder.decode() for holder in holders]
+            return found
 
     def _named(self, holder: str, connections: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
         keys = [

@@ -176,6 +176,19 @@ async def test_without_a_server_everything_is_unavailable() -> None:
     await state.close()
 
 
+@pytest.mark.real
+async def test_who_finds_all_connections_in_use_is_told_so(valkey: str) -> None:
+    async with opened(valkey) as (state, where):
+        pool = where.client.connection_pool
+        pool.timeout = 0.05
+        taken = [await pool.get_connection() for _ in range(pool.max_connections)]
+        with pytest.raises(Unavailable, match="all connections to redis are in use"):
+            await state.ping()
+        for connection in taken:
+            await pool.release(connection)
+        await state.ping()
+
+
 def test_the_embedded_default_imports_no_redis() -> None:
     code = "import sys, nebengjek.faststate; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

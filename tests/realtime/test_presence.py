@@ -138,6 +138,28 @@ async def test_a_pod_that_dies_without_a_word_is_forgotten_within_ten_seconds(va
 
 
 @pytest.mark.real
+async def test_who_asks_while_others_ask_is_asked_for_together_with_them(valkey: str) -> None:
+    async with opened(valkey) as (one, where):
+        two = redis_pod(where, "two")
+        await two.beat()
+        users = [f"u{number}" for number in range(300)]
+        for user_id in users[::2]:
+            await two.attach(user_id, f"c-{user_id}")
+        await where.client.config_resetstat()
+        found = await asyncio.gather(*(one.elsewhere([user_id]) for user_id in users))
+        assert found == [{user_id: {"two"}} if user_id in users[::2] else {} for user_id in users]
+        stats = await where.client.info("commandstats")
+        assert sum(stats[name]["calls"] for name in stats if name.startswith("cmdstat_eval")) <= 2
+        # Who comes later learns what is so then; one who gives up does not end the look of the others.
+        await two.detach("u0", "c-u0")
+        impatient, patient = (asyncio.create_task(one.elsewhere([user_id])) for user_id in ("u0", "u2"))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert await patient == {"u2": {"two"}}
+        assert await one.elsewhere(["u0"]) == {}
+
+
+@pytest.mark.real
 async def test_a_pod_that_starts_again_under_its_id_does_not_inherit(valkey: str) -> None:
     async with opened(valkey) as (one, where):
         before = redis_pod(where, "two")
