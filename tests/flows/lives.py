@@ -83,17 +83,23 @@ def leave_the_dead(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 
 class Faults:
-    """Counts moments over all lives; ``fatal``: the numbers of those at which the process dies, ascending."""
+    """Counts moments over all lives; ``fatal``: the numbers of those at which the process dies, ascending.
 
-    def __init__(self, fatal: Sequence[int] = ()) -> None:
+    ``at``: it dies at the first moment whose name begins so.
+    """
+
+    def __init__(self, fatal: Sequence[int] = (), *, at: str | None = None) -> None:
         self.moments = 0
         self.deaths: list[str] = []
         self._fatal = set(fatal)
+        self._at = at
 
     def kills(self, name: str) -> bool:
         """One moment more; True when it is a fatal one."""
         self.moments += 1
-        if self.moments not in self._fatal:
+        if self._at is not None and name.startswith(self._at):
+            self._at = None
+        elif self.moments not in self._fatal:
             return False
         self.deaths.append(f"{self.moments} ({name})")
         return True
@@ -416,12 +422,16 @@ class Town:
         life = self.life = Life(self.faults)
         broker = cast(Broker, MortalBroker(await self._wires.lay(), life))
         self.probe = BusProbe(lambda: broker)
-        self.app = SocketsOnly(self._settings, clock=self.clock, broker=self.probe.broker(), sweeping=False)
+        self.app = self.process(self._settings, life, self.probe.broker())
         self.probe.watch(self.app.bus)
         life.live_on(self.app)
         await self.app.start()
         for phone in self.phones:
             await phone.connect()
+
+    def process(self, settings: Settings, life: Life, broker: Broker) -> App:
+        """The application of a new life."""
+        return SocketsOnly(settings, clock=self.clock, broker=broker, sweeping=False)
 
     async def bury(self) -> None:
         """Nothing is left of the life that ended: no connection, no task."""
