@@ -66,6 +66,11 @@ async def answered_once(ani: Traveller, session_id: str) -> None:
     ]
 
 
+async def batches_said(pod: Pod) -> float:
+    lines = (await pod.http.get("/metrics")).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("nebengjek_chat_message_bytes_count"))
+
+
 async def superseded(pod: Pod) -> None:
     """It has come to the end of an answer that is not its own any more."""
     async with asyncio.timeout(PATIENCE):
@@ -97,6 +102,13 @@ async def test_readers_on_two_pods_a_phone_on_one_of_them_and_the_worker_on_a_th
     play = Play(town.folder, "two")
     one, other = town.pods.pods[:2]
     await ani.lives_on(other)
+    heard: list[bytes] = []
+
+    async def listen(message: CoreMessage) -> None:
+        heard.append(message.data)
+
+    listening = [await town.pods.broker.subscribe(f"chat.pod.{pod.pod_id}.response", listen) for pod in (one, other)]
+    before = sum([await batches_said(pod) for pod in town.pods.pods[2:]])
     async with reading(ani, "two", url=one.url) as first, reading(ani, "two", url=other.url) as second:
         message_id = await ask(ani, "two", "two")
         play.say("Once")
@@ -111,6 +123,10 @@ async def test_readers_on_two_pods_a_phone_on_one_of_them_and_the_worker_on_a_th
     await ani.expect("chat.message", reply_to=message_id)
     said = [frame["data"]["chunk"] for frame in ani.frames if frame["event"] == "chat.chunk"]
     assert "".join(said) == "Once upon a time "
+    for subscription in listening:
+        await subscription.unsubscribe()
+    # A batch that went to two pods is measured once.
+    assert len(set(heard)) <= sum([await batches_said(pod) for pod in town.pods.pods[2:]]) - before < len(heard)
     await ani.go_home()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from nebengjek.bus.messages import CoreMessage
 from nebengjek.contracts.message import uuid7
+from nebengjek_plugins.chat.assistants.interface import AssistantFailed
 from nebengjek_plugins.chat.contracts import ATTEMPT, ChunkBatch, ResponseChunk
 from tests.flows.conftest import Backend
 from tests.flows.world import WAIT, Phone, Refused, World
@@ -245,10 +246,17 @@ async def test_limits(backend: Backend) -> None:
                 await ask(ani, "s2", "q4")
 
 
-async def test_questions_asked_at_once_do_not_spend_the_same_tokens(backend: Backend) -> None:
-    said = script("dear")
-    async with chatting(backend, tokens_per_day=25, max_tokens=10) as world:
+async def test_questions_asked_at_once_do_not_spend_the_same_tokens_and_failed_ones_give_them_back(
+    backend: Backend,
+) -> None:
+    said, failing = script("dear"), script("fails")
+    async with chatting(backend, tokens_per_day=27, max_tokens=10) as world:
         ani = await world.passenger()
+        # Before the first word a failure costs nothing; broken off, an answer costs the two tokens that were said.
+        for attempt, words in ((1, ()), (2, ("eight ", "ch"))):
+            message_id = await ask(ani, "s0", "fails")
+            await failing.say(*words, AssistantFailed("AWAY", "x", again=False), attempt=attempt)
+            await ani.expect("chat.message", reply_to=message_id, status="incomplete")
         asked = await asyncio.gather(*(ask(ani, f"s{n}", "dear") for n in range(6)), return_exceptions=True)
         refused = [one for one in asked if isinstance(one, Refused)]
         # 10 and 10 are reserved, and the 5 that are left.

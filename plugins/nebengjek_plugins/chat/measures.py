@@ -38,7 +38,10 @@ class Measures:
             registry=registry,
         )
         self.message_bytes = Histogram(
-            "nebengjek_chat_message_bytes", "Size of what workers say to pods.", buckets=BYTES, registry=registry
+            "nebengjek_chat_message_bytes",
+            "Size of what workers say to pods, once to however many it goes.",
+            buckets=BYTES,
+            registry=registry,
         )
         self.under_way = Gauge(
             "nebengjek_chat_answers_open", "Answers that this process is giving now.", registry=registry

@@ -102,10 +102,6 @@ def chat(
     phones = Phones(delivery)
     rides = RideSessions(database, clock, closes_after=settings.ride_closes_after)
 
-    def read(data: bytes) -> list[ResponseChunk]:
-        measures.message_bytes.observe(len(data))
-        return read_chunks(data)
-
     routes: dict[str, Any] = {
         "service": service,
         "hub": hub,
@@ -146,8 +142,8 @@ def chat(
             watch(UserSessionEnded, hub.login_ended),
         ],
         listens=[
-            _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read),
-            _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read),
+            _listen("chat.pod.{pod_id}.response", CHUNKS, hub.heard, read_chunks),
+            _listen("chat.session.{session_id}.broadcast", CHUNKS, hub.heard, read_chunks),
             _listen("chat.pod.{any_pod_id}.heartbeat", [HeartbeatMessage], health.heard),
             _listen("chat.pod.{pod_id}.health", [HealthRequest], health.answer, _read_request, HealthResponse),
         ],

@@ -1,5 +1,6 @@
 """What people do with sessions: ask, write, read again, mark; and how an answer is stored, by whoever has it whole."""
 
+import math
 from datetime import datetime, timedelta
 
 from msgspec import Struct, structs
@@ -35,6 +36,8 @@ RIDE = "match-"
 DAY = timedelta(days=1)
 FREE = "ride_desk"
 """The assistant whose answers cost nothing."""
+TOKEN_CHARACTERS = 4
+"""Of a token, about: where nobody says what an answer took."""
 TURN_CHARACTERS = 1000
 """Of an earlier message that a question takes along."""
 
@@ -243,6 +246,9 @@ class ChatService:
         A whole answer takes the place of an incomplete one.
         """
         status = "broken" if error is not None else "complete"
+        given = metadata or ChunkMetadata()
+        if error is not None and given.tokens_used is None:
+            given = structs.replace(given, tokens_used=await _produced(tx, question, text))
         row = await store.settle_question(tx, question, status, attempt=attempt, was="open")
         if row is None and error is None:
             row = await store.settle_question(tx, question, status, attempt=attempt, was="broken")
@@ -251,7 +257,6 @@ class ChatService:
             await store.drop_answer(tx, question)
         elif row is None and await store.row_of(tx, question) is not None:
             return None
-        given = metadata or ChunkMetadata()
         message = await self._numbered(
             tx,
             Message(
@@ -355,6 +360,13 @@ class ChatService:
         """Once an hour: what is older than the settings say."""
         async with self._database.begin() as tx:
             await store.forget_before(tx, self._clock.now() - timedelta(days=self._settings.keep_days))
+
+
+async def _produced(tx: AsyncConnection, question: str, text: str) -> int:
+    """What an answer that was broken off costs: what was said of it, and no more than was reserved."""
+    row = await store.row_of(tx, question)
+    reserved = row.tokens_used if row is not None and row.status == "open" else 0
+    return min(int(reserved), math.ceil(len(text) / TOKEN_CHARACTERS))
 
 
 def _allowed(session: Session, user_id: str) -> Session:

@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
+import msgspec
 import structlog
-from msgspec import structs
+from msgspec import Raw, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.errors import BusError
@@ -87,12 +88,14 @@ class Speech:
         request: WorkflowRequest,
         attempt: int,
         settings: ChatSettings,
+        measures: Measures,
     ) -> None:
         self.chunks: list[ResponseChunk] = []
         self.first_id = (attempt - 1) * ATTEMPT
         self._bus = bus
         self._pods = pods
         self._clock = clock
+        self._measures = measures
         self._session = session
         self._request = request
         self._known: set[str] | None = set()
@@ -141,6 +144,8 @@ class Speech:
 
     async def _publish(self, chunks: list[ResponseChunk]) -> None:
         batch = _batch(chunks)
+        # Once, to however many pods it goes.
+        self._measures.message_bytes.observe(memoryview(batch).nbytes)
         for subject in await self._subjects():
             await tell(self._bus, subject, batch)
 
@@ -157,11 +162,13 @@ class Speech:
         return [f"chat.pod.{pod_id}.response" for pod_id in sorted(self._known)]
 
 
-def _batch(chunks: Sequence[ResponseChunk]) -> ResponseChunk | ChunkBatch:
-    return chunks[0] if len(chunks) == 1 else ChunkBatch(session_id=chunks[0].session_id, chunks=list(chunks))
+def _batch(chunks: Sequence[ResponseChunk]) -> Raw:
+    """A chunk by itself, or a ``ChunkBatch``: encoded once for all pods."""
+    batch = chunks[0] if len(chunks) == 1 else ChunkBatch(session_id=chunks[0].session_id, chunks=list(chunks))
+    return Raw(msgspec.json.encode(batch))
 
 
-async def tell(bus: MessageBus, subject: str, batch: ResponseChunk | ChunkBatch) -> None:
+async def tell(bus: MessageBus, subject: str, batch: Raw) -> None:
     """Tried three times; who misses it asks for it again, or finds the answer in the database."""
     for number in range(1, PUBLISH_TRIES + 1):
         try:
@@ -209,7 +216,7 @@ class Worker:
             await self._answer(request, context, session, attempt)
 
     async def _answer(self, request: WorkflowRequest, context: Context, session: Session, attempt: int) -> None:
-        speech = Speech(self._bus, self._pods, self._clock, session, request, attempt, self._settings)
+        speech = Speech(self._bus, self._pods, self._clock, session, request, attempt, self._settings, self._measures)
         self._speeches[request.message_id] = speech
         self._speeches.move_to_end(request.message_id)
         while len(self._speeches) > KEPT_ANSWERS:
@@ -235,7 +242,7 @@ class Worker:
             await speech.flush()
             if error.again and context.deliveries < self._settings.tries:
                 raise
-            await self._failed(session, request, attempt, speech, "".join(text), error)
+            await self._failed(session, request, attempt, speech, "".join(text), used, error)
             raise Reject(str(error)) from error
         except BaseException:
             await speech.flush()
@@ -350,10 +357,11 @@ class Worker:
         attempt: int,
         speech: Speech,
         text: str,
+        used: Used,
         error: AssistantFailed,
     ) -> None:
         log.warning("chat.not_answered", message=request.message_id, code=error.code, attempt=attempt)
-        metadata = ChunkMetadata(finish_reason="error")
+        metadata = ChunkMetadata(tokens_used=used.tokens_used or None, finish_reason="error")
         if await self._store(session, request, attempt, text, metadata, error.code) is not None:
             self._measures.answered("failed", request.timestamp)
             said = ChunkError(code=error.code, message="this question could not be answered")
@@ -367,4 +375,6 @@ class Worker:
         chunks = [chunk for chunk in speech.chunks if chunk.chunk_id >= wanted.from_chunk]
         size = self._settings.batch_chunks
         for start in range(0, len(chunks), size):
-            await tell(self._bus, f"chat.pod.{wanted.pod_id}.response", _batch(chunks[start : start + size]))
+            batch = _batch(chunks[start : start + size])
+            self._measures.message_bytes.observe(memoryview(batch).nbytes)
+            await tell(self._bus, f"chat.pod.{wanted.pod_id}.response", batch)
