@@ -1,6 +1,6 @@
-"""Every contract, and values of any of them."""
+"""Every contract, those of plugins too, and values of any of them."""
 
-import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,22 +10,33 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect
 
+import nebengjek_plugins
 from nebengjek import contracts
+from nebengjek.bus.specs import StreamSpec
 from nebengjek.contracts.message import Event, Query, type_of
+from nebengjek.streams import STREAMS
+from nebengjek_plugins.chat.module import STREAMS as CHAT_STREAMS
+from nebengjek_plugins.notifications.module import STREAM as NOTIFICATIONS_STREAM
 
-for _found in pkgutil.iter_modules(contracts.__path__):
-    importlib.import_module(f"{contracts.__name__}.{_found.name}")
+_plugins = [found.name for found in pkgutil.iter_modules(nebengjek_plugins.__path__, "nebengjek_plugins.")]
+_MODULES = [
+    *(found.name for found in pkgutil.iter_modules(contracts.__path__, f"{contracts.__name__}.")),
+    *(f"{plugin}.contracts" for plugin in _plugins if importlib.util.find_spec(f"{plugin}.contracts") is not None),
+]
+for _name in _MODULES:
+    importlib.import_module(_name)
 
 
 def _kinds(base: type[Any]) -> Iterator[type[Any]]:
     for kind in base.__subclasses__():
         yield from _kinds(kind)
-        if kind.__struct_config__.tag is not None and kind.__module__.startswith(f"{contracts.__name__}."):
+        if kind.__struct_config__.tag is not None and kind.__module__ in _MODULES:
             yield kind
 
 
 EVENTS: list[type[Event]] = sorted(_kinds(Event), key=type_of)
 QUERIES: list[type[Query[Any]]] = sorted(_kinds(Query), key=type_of)
+ALL_STREAMS: list[StreamSpec] = [*STREAMS, *CHAT_STREAMS, NOTIFICATIONS_STREAM]
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _MOMENTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - bounds are naive
