@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# Empty = not set. Where it is set, each process that a test starts compiles all of our sources: a second of CPU each.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST ?= $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help: ## this list
