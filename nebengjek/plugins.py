@@ -9,6 +9,7 @@ makes several modules, called ``chat`` and ``chat.worker``.
 import difflib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -143,9 +144,12 @@ def resolve(path: str) -> Factory:
         found = pkgutil.resolve_name(path)
     except ModuleNotFoundError as error:
         raise Misconfigured(
-            f"plugins: {path} cannot be imported: there is no module {error.name} (is its extra installed?)"
+            f"plugins: {path} cannot be imported: there is no module {error.name}"
+            " (is its extra installed, or its folder in PYTHONPATH?)"
         ) from error
     except AttributeError as error:
+        if path.partition(":")[0] not in sys.modules:
+            raise  # Out of the module's own code.
         raise Misconfigured(f"plugins: {path}: the module has no {path.rpartition(':')[2]}") from error
     except ValueError as error:
         raise Misconfigured(f"plugins: {path!r}, expected package.module:factory") from error
@@ -161,6 +165,11 @@ def _make(name: str, factory: Factory, table: Mapping[str, Any], parts: Mapping[
     if (kind := _table_kind(factory)) is not None:
         _refuse_unknown(name, table, [item.name for item in structs.fields(kind)])
         arguments[TABLE] = _converted(name, table, kind)
+        for key in parameters.keys() - arguments.keys():
+            if parameters[key].default is inspect.Parameter.empty:
+                close = difflib.get_close_matches(key, parts, n=1)
+                hint = f"; did you mean {close[0]}?" if close else f", expected one of {sorted(parts)}"
+                raise Misconfigured(f"plugins: {name} asks for {key}, which there is not{hint}")
     else:
         arguments |= _arguments(name, factory, table, parts)
     made = factory(**arguments)

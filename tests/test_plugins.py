@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from nebengjek import app as application
 from nebengjek import plugins
@@ -31,6 +32,14 @@ def thanks(clock: Clock, *, greeting: str = "terima kasih", times: int = 1) -> M
 
 def demanding(clock: Clock, *, key: str) -> Module:
     return Module(name="demanding")
+
+
+class Table(Struct, frozen=True):
+    times: int = 1
+
+
+def misspelt(clok: Clock, settings: Table) -> Module:
+    return Module(name="misspelt")
 
 
 def twin() -> Module:
@@ -73,6 +82,7 @@ def test_plugins_come_in_the_order_of_the_settings() -> None:
         (["thanks"], {"thanks": {"times": "many"}}, "plugin.thanks.times: Expected `int`, got `str`"),
         (["thanks"], {"thank": {}}, "plugin.thank: plugins names no plugin called thank; did you mean plugin.thanks?"),
         (["demanding"], {}, "plugin.demanding.key is not set"),
+        (["misspelt"], {}, "plugins: misspelt asks for clok, which there is not; did you mean clock?"),
         (["wrong"], {}, "plugins: wrong makes no Module but str"),
         (["thanks", "twin"], {}, "makes a module thanks, but there is one of that name"),
         (["thanks", "thanks"], {}, "plugins: two have the same name"),
@@ -105,6 +115,13 @@ def test_a_path_that_leads_nowhere(path: str, said: str) -> None:
     with pytest.raises(Misconfigured) as caught:
         resolve(path)
     assert said in str(caught.value)
+
+
+def test_what_is_wrong_in_a_plugins_own_code_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mistaken.py").write_text("import math\nmath.pie\n\ndef mistaken(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="pie"):
+        resolve("mistaken:mistaken")
 
 
 def test_what_a_plugin_takes_can_be_read_without_making_it() -> None:

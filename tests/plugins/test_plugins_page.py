@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from nebengjek.cli import cli
 from tests.flows.conftest import Backend
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+(SETTINGS,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+(LISTED,) = re.findall(r"```console\n.*?\$ nebengjek plugins\n(.*?)\$ nebengjek run\n```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -25,6 +29,12 @@ def souvenir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_it_has_less_than_fifty_lines() -> None:
     assert sum(1 for line in EXAMPLE.splitlines() if line.strip()) < 50
+
+
+def test_it_is_listed_with_what_it_takes_hears_and_serves(souvenir: str, tmp_path: Path) -> None:
+    (tmp_path / "souvenir.toml").write_text(SETTINGS, encoding="utf-8")
+    shown = CliRunner().invoke(cli, ["plugins"], env={"NEBENGJEK_SETTINGS": str(tmp_path / "souvenir.toml")})
+    assert shown.output == LISTED
 
 
 async def test_it_hears_two_events_serves_a_route_and_has_settings(backend: Backend, souvenir: str) -> None:
