@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from nebengjek.bus.deliveries import Delivery
+from nebengjek.bus.errors import InvalidHeader
 from nebengjek.bus.messages import MSG_ID, CoreMessage, Envelope, StoredMessage, check_headers
 from nebengjek.bus.payloads import CONTENT_ENCODING, Payloads, Unreadable
 from nebengjek.bus.tracing import CAUSATION_ID, CORRELATION_ID, TRACEPARENT, TRACESTATE, Trace, current, new_trace
@@ -63,12 +64,15 @@ class Codec:
         self._tokens: set[str] = set()
 
     def envelope(self, event: Event, trace: Trace | None = None) -> Envelope:
-        """Raises InvalidSubject when the event's key cannot be a token."""
+        """Raises InvalidSubject when the event's key cannot be a token, InvalidHeader when its number is no header."""
         event_type, key_field, number_field, size, seal = self._kinds.get(event.__class__) or self._kind(event)
         key = getattr(event, key_field)
         if key not in self._tokens:
             self._check(key)
         number = getattr(event, number_field) if number_field is not None else uuid7()
+        if number_field is not None and number.__class__ is str and not (number.isascii() and number.isprintable()):
+            # What a person has chosen may end up here, and goes on the wire as it is.
+            raise InvalidHeader(f"{number[:64]!r} cannot be in the id of a message")
         name = f"{event_type}-{key}-{number}"
         cause = trace or current() or new_trace()
         correlation_id, traceparent, causation_id = cause.correlation_id, cause.traceparent, cause.causation_id

@@ -105,7 +105,7 @@ class Outbox:
         """Say ``events`` when ``tx`` commits.
 
         ``because``: the event of the running batch that caused them (its trace goes on). Raises InvalidSubject,
-        MaxPayload, and NotPermitted for an event of a module that this pod does not run.
+        InvalidHeader, MaxPayload, and NotPermitted for an event of a module that this pod does not run.
         """
         if not events:
             return
@@ -264,8 +264,8 @@ class Outbox:
     async def _relay(self, rows: Sequence[Row[Any]]) -> bool:
         """The rows of one entity, in order; after one that fails the rest waits. False: the first one failed."""
         for index, row in enumerate(rows):
-            envelope = Envelope.of(row.subject, bytes(row.data), msgspec.json.decode(row.headers))
             try:
+                envelope = Envelope.of(row.subject, bytes(row.data), msgspec.json.decode(row.headers))
                 ack = await self._send(envelope)
             except NebengJekError as error:
                 log.warning("outbox.not_published", subject=row.subject, error=str(error))

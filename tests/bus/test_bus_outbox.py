@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus import tables
-from nebengjek.bus.errors import NotPermitted
+from nebengjek.bus.errors import InvalidHeader, NotPermitted
 from nebengjek.bus.handling import Context
 from nebengjek.bus.inbox import KEEP_SECONDS
 from nebengjek.bus.messages import CoreMessage
@@ -157,10 +157,22 @@ async def test_a_rollback_says_nothing_and_a_commit_says_it_once(stage: Stage) -
     assert seen.counts["published AUDIT"] == 2
 
 
-async def test_an_event_that_cannot_have_a_subject_is_refused_before_the_commit(memory_stage: Stage) -> None:
+class Called(Event, frozen=True, kw_only=True, tag="audit.called"):
+    """Its number is what somebody has called it."""
+
+    thing_id: str = "t"
+    name: str
+    key: ClassVar[str] = "thing_id"
+    number: ClassVar[str | None] = "name"
+
+
+async def test_an_event_that_cannot_be_published_is_refused_before_the_commit(memory_stage: Stage) -> None:
     bus = memory_stage.new_bus()
     with pytest.raises(InvalidSubject):
         await say(bus, memory_stage, Noted(thing_id="a.b"))
+    for name in ("a\n", "a\r\nNats-Rollup: all", "\u0661", "\x00"):
+        with pytest.raises(InvalidHeader):
+            await say(bus, memory_stage, Called(name=name))
     assert await bus.outbox.size() == 0
 
 
@@ -331,12 +343,15 @@ async def test_an_event_that_is_refused_holds_up_only_its_own_entity(stage: Stag
     bus = await stage.process(seen=seen)
     async with stage.database.begin() as tx:
         await bus.outbox.add(tx, Lost(thing_id="x"), Noted(thing_id="x", n=100))
+        # One that no server would take, and that is there all the same.
+        bad = {"subject": "audit.noted.z", "headers": '{"Nats-Msg-Id":"a\\n"}', "data": b"{}", "created_at": 0.0}
+        await tx.execute(insert(tables.outbox).values(bad | {"module": ""}))
         for n in range(600):
             await bus.outbox.add(tx, Noted(thing_id=f"y{n % 7}", n=n))
     await seen.comes_to("published AUDIT", 600)
     assert seen.counts["publish failed"] <= 3, "it is tried again later, not in a loop"
     assert 100 not in [event.n async for event in bus.replay(Noted) if event.thing_id == "x"]
-    assert await bus.outbox.size() == 2
+    assert await bus.outbox.size() == 3
 
 
 async def test_the_relay_outlives_a_database_that_goes_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

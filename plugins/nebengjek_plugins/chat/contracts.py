@@ -15,10 +15,11 @@ ATTEMPT = 1_000_000
 RESTART = "restart"
 """What such a marker (a ``system`` chunk) says: forget what you have read of this answer, it begins anew."""
 
-SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""One token of a subject."""
-MessageId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Text = Annotated[str, Meta(min_length=1, max_length=2000)]
+SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
+"""One token of a subject. In Python ``$`` alone would let a line break follow."""
+MessageId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
+Text = Annotated[str, Meta(min_length=1, max_length=2000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")]
+"""Plain: of the control characters only tab and line break."""
 Role = Literal["user", "assistant", "operator"]
 
 # -- by the document
