@@ -65,6 +65,7 @@ from nebengjek.web import (
     Check,
     HealthReport,
     JsonRequest,
+    MsgspecLitestar,
     admin_guard,
     begin_trace,
     exception_handlers,
@@ -345,7 +346,7 @@ class App:
 
         origins = list(self.settings.web.allowed_origins)
         handlers = [route for module in self.running for route in module.routes]
-        return Litestar(
+        return MsgspecLitestar(
             [*handlers, *health_routes(self.pod_id, self.examine), *self._operators()],
             dependencies={"user": Provide(provide_user)},
             guards=[user_guard(self.authenticate, self.limits.count)],

@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import msgspec
-from litestar import Litestar
 from litestar.di import Provide
 from litestar.routes import HTTPRoute
 from msgspec import NODEFAULT, Struct, structs
 
 from nebengjek.errors import Misconfigured
 from nebengjek.module import Module
+from nebengjek.web import MsgspecLitestar
 
 PARTS = (
     "admin_guard",
@@ -106,7 +106,7 @@ def inspect_plugin(path: str, parts: Collection[str] = PARTS) -> PluginInfo:
 
 def served(module: Module) -> list[str]:
     """The routes of a module, by path: ``GET /chat/sessions``."""
-    alone = Litestar([*module.routes], dependencies={"user": Provide(_nobody)}, openapi_config=None)
+    alone = MsgspecLitestar([*module.routes], dependencies={"user": Provide(_nobody)}, openapi_config=None)
     found = {
         f"{method} {route.path_format}"
         for route in alone.routes

@@ -79,7 +79,7 @@ def test_the_command_line_itself_imports_nothing_heavy() -> None:
 
 def test_the_embedded_application_imports_nothing_that_only_servers_need() -> None:
     made = "from nebengjek.server import App; from nebengjek.settings import load; App(load())"
-    heavy = ("nats", "redis", "asyncpg", "alembic", "opentelemetry.sdk", "httpx")
+    heavy = ("nats", "redis", "asyncpg", "alembic", "opentelemetry.sdk", "httpx", "pydantic")
     assert loaded_by(made, "litestar", *heavy) == {"litestar"}
 
 
