@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nebengjek.contracts.users import VehicleType
 from nebengjek.users.accounts import Accounts, DriverRegistration, Login, User
+from nebengjek.users.addresses import parse_email
 from nebengjek.users.frames import NO_CONTROL, Active, BeaconData, FinderData, LocationData
 from nebengjek.users.numbers import parse_msisdn
 from nebengjek.users.otp import Otp
@@ -17,9 +18,7 @@ from nebengjek.users.service import UsersService
 from nebengjek.web import Identity
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROL)]
-Email = Annotated[
-    str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+$")
-]
+Email = Annotated[str, Meta(max_length=254, extra_json_schema={"format": "email"})]
 
 
 class OtpRequest(Struct, frozen=True, kw_only=True):
@@ -115,6 +114,8 @@ class UsersController(Controller):
     async def change(self, user: NamedDependency[Identity], data: JSONBody[Profile]) -> User:
         """Change name or e-mail."""
         changes = {key: value for key, value in msgspec.structs.asdict(data).items() if value is not UNSET}
+        if changes.get("email") is not None:
+            changes["email"] = parse_email(changes["email"])
         return await self.accounts.update(user.user_id, changes)
 
     @delete("/users/me")

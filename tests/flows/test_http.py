@@ -24,7 +24,7 @@ BODIES = [
     b'{"msisdn": "\\ud800"}',
     b'{"msisdn": ' + b"[" * 30_000 + b"]" * 30_000 + b"}",
 ]
-PROFILES = [b"{", b"[]", b'{"full_name": 7}', b'{"full_name": ""}', b'{"email": "x"}', b'{"full_name": "a\\u0000b"}']
+PROFILES = [b"{", b"[]", b'{"full_name": 7}', b'{"full_name": ""}', b'{"email": 7}', b'{"full_name": "a\\u0000b"}']
 IDS = [NOBODY, "x", "a.b", "*", "%3E", "%00", "%C3%A9", "1%20OR%201=1", "' OR 1=1 --", "x" * 500, "..%2F..", "%F0%9F"]
 
 
@@ -128,6 +128,8 @@ async def test_the_other_refusals_have_their_codes(backend: Backend) -> None:
         refused(await passenger.http("POST", "/drivers/register", form | {"vehicle_type": "boat"}), 400, "INVALID")
         refused(await passenger.http("POST", "/drivers/register", form | {"vehicle_plate": "?"}), 400, "INVALID")
         refused(await passenger.http("PATCH", "/users/me", {"full_name": "x" * 70_000}), 413, "TOO_LARGE")
+        response = await passenger.http("PATCH", "/users/me", {"email": "siti@example.org\r\nBcc: all@example.org"})
+        refused(response, 400, "INVALID_EMAIL")
         for number in ("021 5551234", "+1 202 555 0123", "0811CALLNOW", ""):
             refused(await passenger.http("POST", "/auth/otp/generate", {"msisdn": number}), 400, "INVALID_MSISDN")
         wrong = {"msisdn": passenger.msisdn, "otp": "000000"}
