@@ -1,11 +1,33 @@
-"""How tests run: an ``async def`` test runs in a fresh event loop, or in that of its fixture ``runner``."""
+"""How tests run: an ``async def`` test runs in a fresh event loop, or in that of its fixture ``runner``.
+
+One PostgreSQL serves them all, each with databases of its own.
+"""
 
 import asyncio
 import inspect
+from collections.abc import Iterator
 from contextlib import nullcontext
 from contextvars import copy_context
+from pathlib import Path
 
 import pytest
+
+from tests.servers import PostgresServer, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with nothing in it."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.sqlite3'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.hookimpl(tryfirst=True)

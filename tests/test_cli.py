@@ -30,7 +30,7 @@ from nebengjek.server import Server
 from nebengjek.settings import DEVELOPMENT_ADMIN_KEY, load
 from nebengjek.simulate.options import DemoOptions, SimulationOptions
 from nebengjek.streams import STREAMS
-from tests.servers import nats_server, postgres_server, valkey_server
+from tests.servers import PostgresServer, nats_server, valkey_server
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"
@@ -485,9 +485,9 @@ async def bury(app: App) -> None:
 
 
 @pytest.mark.real
-def test_several_processes_on_real_servers(tmp_path: Path) -> None:
+def test_several_processes_on_real_servers(tmp_path: Path, postgres: PostgresServer) -> None:
     """One runs the module users alone, and the others run in workers behind one port; or all run in each worker."""
-    with nats_server() as nats, valkey_server() as redis, postgres_server() as postgres:
+    with nats_server() as nats, valkey_server() as redis:
         database = postgres.new_database()
         env = {"NATS_URL": nats.url, "REDIS_URL": redis, "DATABASE_URL": database}
         others = ("--modules", "location,match,rides")

@@ -1,7 +1,6 @@
 """The migrations make exactly the tables that the code uses, on SQLite and PostgreSQL, also when two pods run them."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,17 @@ from nebengjek.errors import Misconfigured, Unavailable
 from nebengjek.migrations import HEAD
 from nebengjek.sql import metadata
 from tests.flows.world import settings_for
-from tests.servers import PostgresServer, postgres_server
+from tests.servers import PostgresServer
 
 assert _every_table_is_imported is not None
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'schema.sqlite3'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 def differences(connection: Connection) -> list[Any]:
     return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
-async def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
-    database = Database(url)
+async def test_the_migrations_make_the_tables_of_the_code(empty_database: str) -> None:
+    database = Database(empty_database)
     assert await schema.upgrade(database) == (None, HEAD)
     assert await schema.upgrade(database) == (HEAD, HEAD)
     async with database.read() as connection:
@@ -52,8 +37,8 @@ async def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
     await database.close()
 
 
-async def test_two_pods_may_upgrade_at_once(url: str) -> None:
-    pods = [Database(url), Database(url)]
+async def test_two_pods_may_upgrade_at_once(empty_database: str) -> None:
+    pods = [Database(empty_database), Database(empty_database)]
     await asyncio.gather(*(schema.upgrade(pod) for pod in pods))
     assert [await schema.revision(pod) for pod in pods] == [HEAD, HEAD]
     for pod in pods:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from tests.bus.stage import Stage, make_stage
-from tests.servers import NatsServer, PostgresServer, nats_server, postgres_server
+from tests.servers import NatsServer, nats_server
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +33,6 @@ def memory_stage(tmp_path: Path) -> Stage:
 @pytest.fixture
 def nats_stage(tmp_path: Path, bus_nats: NatsServer) -> Stage:
     return make_stage("nats", tmp_path / "bus.sqlite3", lambda: bus_nats)
-
-
-@pytest.fixture(scope="session")
-def bus_postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

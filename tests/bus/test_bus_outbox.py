@@ -265,10 +265,10 @@ async def test_two_relays_neither_double_nor_reorder(stage: Stage) -> None:
 
 @pytest.mark.real
 async def test_two_processes_on_postgresql_neither_double_nor_reorder(
-    nats_stage: Stage, bus_postgres: PostgresServer
+    nats_stage: Stage, postgres: PostgresServer
 ) -> None:
     stage = nats_stage
-    url = await asyncio.to_thread(bus_postgres.new_database)
+    url = await asyncio.to_thread(postgres.new_database)
     databases = [Database(url), Database(url)]
     async with databases[0].begin() as tx:
         mine = [tables.outbox, tables.outbox_lease, tables.inbox, tables.dead_letters]
@@ -457,11 +457,11 @@ async def test_a_clock_that_jumps_silences_no_relay(stage: Stage, hours: int) ->
 
 @pytest.mark.real
 async def test_pods_that_come_and_die_on_postgresql_keep_one_entitys_events_in_order(
-    nats_stage: Stage, bus_postgres: PostgresServer
+    nats_stage: Stage, postgres: PostgresServer
 ) -> None:
     """Each entity's events are said by all pods in turn, while the relay is killed and its lease ends."""
     stage = nats_stage
-    url = await asyncio.to_thread(bus_postgres.new_database)
+    url = await asyncio.to_thread(postgres.new_database)
     databases = [Database(url) for _ in range(4)]
     async with databases[0].begin() as tx:
         mine = [tables.outbox, tables.outbox_lease, tables.inbox, tables.dead_letters]

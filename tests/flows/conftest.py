@@ -23,7 +23,7 @@ from nebengjek.clock import ManualClock
 from nebengjek.database import Database
 from nebengjek.settings import Settings
 from tests.flows.world import World, running, settings_for
-from tests.servers import NatsServer, PostgresServer, nats_server, postgres_server, valkey_server
+from tests.servers import NatsServer, PostgresServer, nats_server, valkey_server
 
 _number = itertools.count()
 
@@ -156,11 +156,10 @@ def embedded(
 
 
 @pytest.fixture(scope="session")
-def real_servers() -> Iterator[Real]:
+def real_servers(postgres: PostgresServer) -> Iterator[Real]:
     with ExitStack() as stack:
         nats = stack.enter_context(nats_server())
         redis_url = stack.enter_context(valkey_server())
-        postgres = stack.enter_context(postgres_server())
         yield Real(nats, redis_url, postgres)
 
 

@@ -25,7 +25,7 @@ from nebengjek.permissions import EVERYTHING, OPERATOR, authorization, users
 from nebengjek.settings import Settings
 from tests.flows.world import Phone, World, settings_for
 from tests.plugins.streams import reading
-from tests.servers import PostgresServer, nats_server, postgres_server, valkey_server
+from tests.servers import PostgresServer, nats_server, valkey_server
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "settings" / "nats-permissions.conf"
@@ -98,13 +98,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Place]:
+def servers(postgres: PostgresServer) -> Iterator[Place]:
     with ExitStack() as stack:
         # And one who may everything, to play the server and strangers.
         access = SHIPPED.read_text(encoding="utf-8").replace("users: [", "users: [ { user: root, password: root }", 1)
         nats = stack.enter_context(nats_server(access=access, env=PASSWORDS))
         redis_url = stack.enter_context(valkey_server())
-        yield Place(nats.url, redis_url, stack.enter_context(postgres_server()), ManualClock())
+        yield Place(nats.url, redis_url, postgres, ManualClock())
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from nebengjek_plugins.chat.contracts import (
 from nebengjek_plugins.chat.settings import ChatSettings
 from tests.flows.conftest import Backend
 from tests.flows.world import settings_for
-from tests.servers import PostgresServer, postgres_server
+from tests.servers import PostgresServer
 
 PATH = "nebengjek_plugins.chat:chat"
 
@@ -42,12 +41,6 @@ APP = app()
 
 
 # -- tables
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.mark.real

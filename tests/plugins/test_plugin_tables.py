@@ -1,6 +1,6 @@
 """Every plugin with a history of its own: its migrations make exactly its tables, on SQLite and PostgreSQL."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,11 @@ from nebengjek_plugins.profiles.fulltext import TEXT_INDEX
 from nebengjek_plugins.profiles.migrations import HISTORY as PROFILES
 from nebengjek_plugins.profiles.tables import metadata as profiles
 from tests.flows.world import settings_for
-from tests.servers import PostgresServer, postgres_server
 
 PLUGINS = [(CHAT, chat), (NOTIFICATIONS, notifications), (PROFILES, profiles)]
 FOLDER = Path(schema.__file__).parents[1] / "plugins" / "nebengjek_plugins"
 
 every_plugin = pytest.mark.parametrize(("history", "metadata"), PLUGINS, ids=[one.name for one, _ in PLUGINS])
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.real)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'plugin.sqlite3'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @asynccontextmanager
@@ -76,8 +61,10 @@ def test_no_plugin_with_a_history_is_forgotten_here() -> None:
 
 
 @every_plugin
-async def test_the_migrations_make_the_tables_of_the_plugin(url: str, history: History, metadata: MetaData) -> None:
-    async with opened(url) as database:
+async def test_the_migrations_make_the_tables_of_the_plugin(
+    empty_database: str, history: History, metadata: MetaData
+) -> None:
+    async with opened(empty_database) as database:
         assert await schema.upgrade(database, history) == (None, history.head)
         assert await schema.upgrade(database, history) == (history.head, history.head)
         async with database.read() as connection:
@@ -85,9 +72,9 @@ async def test_the_migrations_make_the_tables_of_the_plugin(url: str, history: H
             assert await connection.run_sync(differences, metadata, {schema.version_table(history)}) == []
 
 
-async def test_the_histories_do_not_get_in_each_others_way(url: str) -> None:
+async def test_the_histories_do_not_get_in_each_others_way(empty_database: str) -> None:
     histories = [PROFILES, CHAT, schema.OWN, NOTIFICATIONS]
-    async with opened(url) as database:
+    async with opened(empty_database) as database:
         for history in histories:  # in any order
             assert await schema.upgrade(database, history) == (None, history.head)
         assert [await schema.revision(database, one) for one in histories] == [one.head for one in histories]
