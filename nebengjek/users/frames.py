@@ -14,8 +14,11 @@ from nebengjek.contracts.users import Role, VehicleType
 
 FrameId = Annotated[str, Meta(min_length=1, max_length=128)]
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
-NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
-"""What people write in one line: no control character (PostgreSQL has no NUL, a log no line break)."""
+NO_CONTROL = r"^[^\x00-\x1f\x7f]*$(?!\n)"
+"""What people write in one line: no control character (PostgreSQL has no NUL, a log no line break).
+
+In Python ``$`` alone would let a line break follow.
+"""
 Reason = Annotated[str, Meta(max_length=200, pattern=NO_CONTROL)]
 
 

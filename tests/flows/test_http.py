@@ -25,6 +25,7 @@ BODIES = [
     b'{"msisdn": ' + b"[" * 30_000 + b"]" * 30_000 + b"}",
 ]
 PROFILES = [b"{", b"[]", b'{"full_name": 7}', b'{"full_name": ""}', b'{"email": 7}', b'{"full_name": "a\\u0000b"}']
+PROFILES += [b'{"full_name": "Ani\\n"}']
 IDS = [NOBODY, "x", "a.b", "*", "%3E", "%00", "%C3%A9", "1%20OR%201=1", "' OR 1=1 --", "x" * 500, "..%2F..", "%F0%9F"]
 
 

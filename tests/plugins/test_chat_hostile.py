@@ -103,5 +103,23 @@ async def test_what_cannot_be_an_id_or_a_text_is_refused_and_holds_nothing_up(ru
     assert (context.system_prompt, context.conversation_history) == (SYSTEM_PROMPT, [])
 
 
+async def test_a_question_that_nobody_will_answer_any_more_is_given_up_and_costs_nothing(
+    runner: object, town: World
+) -> None:
+    ani = await town.passenger()
+    said = script("forgotten")
+    message_id = await ask(ani, "mine", "forgotten")
+    await said.begun()
+    # Longer than all tries together: whoever had it in hand is no more.
+    await town.advance(2 * 3600)
+    told = await ani.expect("chat.message", reply_to=message_id)
+    assert (told["data"]["status"], told["data"]["error"]) == ("incomplete", "NOT_ANSWERED")
+    # He was only slow: a whole answer takes the place of none.
+    await said.say("here it is", None)
+    await ani.expect("chat.message", reply_to=message_id, text="here it is")
+    items = (await ani.ask("GET", "/chat/mine/messages"))["items"]
+    assert [item["status"] for item in items] == ["complete", "complete"]
+
+
 def _bytes(given: str | bytes) -> bytes:
     return given.encode() if isinstance(given, str) else given

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @asynccontextmanager
-async def asking(embedded: Embedded, name: str) -> AsyncIterator[tuple[World, Provider]]:
+async def asking(embedded: Embedded, name: str, *, tries: int = 2) -> AsyncIterator[tuple[World, Provider]]:
     async with provider() as server:
         base = f"{server.url}/v1" if name == "openai" else server.url
         table = {
@@ -32,7 +32,7 @@ async def asking(embedded: Embedded, name: str) -> AsyncIterator[tuple[World, Pr
             "system_prompt": "Be brief.",
             f"{name}_api_key": "key-of-ours",
             f"{name}_base_url": base,
-            "tries": 2,
+            "tries": tries,
         }
         async with embedded.own_world(plugins=["nebengjek_plugins.chat:chat"], plugin={"chat": table}) as world:
             yield world, server
@@ -177,6 +177,43 @@ async def test_anthropic_that_is_overloaded_is_given_up_after_its_tries(embedded
         assert len(server.asked) == 2
         history = await ani.ask("GET", "/chat/s1/messages")
         assert (history["items"][0]["status"], history["items"][0]["text"]) == ("incomplete", "Half an")
+
+
+async def test_a_provider_that_answers_with_anything_ends_no_worker_and_no_question_stays_open(
+    embedded: Embedded,
+) -> None:
+    async with asking(embedded, "openai", tries=1) as (world, server):
+        ani = await world.passenger()
+        calls = [{"index": n, "id": f"c{n}", "function": {"name": "ride", "arguments": "{}"}} for n in range(9)]
+        curious = {"name": "ride", "arguments": '{"ride_id": "\\u0000", "user_id": "somebody else"}'}
+        asked_for = [{"index": 0, "id": "c", "type": "function", "function": curious}]
+        halves = '{"choices": [{"index": 0, "delta": {"content": "a\\u0000b\\ud800c"}, "finish_reason": "stop"}]}'
+        answers: list[tuple[str, list[Any]]] = [
+            ("OPENAI_307", [(307, {})]),
+            ("FAILED", [[(None, "{no json")]]),
+            ("FAILED", [[(None, {"choices": [{"delta": {"content": 7}}]})]]),
+            ("OPENAI_FAILED", [[(None, {"error": {"message": "no"}})]]),
+            ("TOO_MANY_CALLS", [[completion({"tool_calls": calls})]]),
+            (
+                "",
+                [
+                    [completion({"tool_calls": asked_for}), completion({}, finish="tool_calls"), DONE],
+                    [(None, halves), completion(None, usage=-50), DONE],
+                ],
+            ),
+        ]
+        async with reading(ani, "s1") as reader:
+            for number, (code, given) in enumerate(answers):
+                server.answers = list(given)
+                asked = await ani.ask("POST", "/chat/s1/messages", {"message": f"question {number}"})
+                if code:
+                    error = await reader.expect("error", message_id=asked["message_id"])
+                    assert (error.data["error"]["code"], server.answers) == (code, [])
+                else:
+                    whole = await reader.expect("message_complete", reply_to=asked["message_id"])
+                    assert whole.data["text"] == "ab?c"
+                    assert reader.of("chunk")[-1]["metadata"].get("tokens_used", 0) == 0
+        assert server.asked[-1].body["messages"][-1]["content"] == "null"
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,11 @@ def read_chunks(data: bytes) -> list[ResponseChunk]:
     return [chunk for chunk in batch.chunks if chunk.session_id == batch.session_id]
 
 
+def storable(text: str) -> str:
+    """``text`` without what no database or no JSON holds: NUL, and halves of characters."""
+    return text.replace("\0", "").encode(errors="replace").decode()
+
+
 def attempt_of(chunk_id: int) -> int:
     """1 for the first."""
     return chunk_id // ATTEMPT + 1

@@ -160,6 +160,7 @@ def chat(
             every(2.0, hub.beat),
             every(5.0, hub.look),
             every(5.0, health.beat),
+            every(60.0, service.give_up_old),
             every(3600.0, service.forget_old),
         ],
         # Whoever holds readers is known before the first of them comes.

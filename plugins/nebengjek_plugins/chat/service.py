@@ -36,6 +36,8 @@ RIDE = "match-"
 DAY = timedelta(days=1)
 FREE = "ride_desk"
 """The assistant whose answers cost nothing."""
+TRY_AGAIN_SECONDS = 30.0
+"""The longest that the bus lets pass between two tries."""
 TOKEN_CHARACTERS = 4
 """Of a token, about: where nobody says what an answer took."""
 TURN_CHARACTERS = 1000
@@ -355,6 +357,30 @@ class ChatService:
         if event.deleted:
             async with self._database.begin() as tx:
                 await store.forget_user(tx, event.user_id)
+
+    async def give_up_old(self) -> None:
+        """Once a minute: a question that no worker will end any more ends now, and what was reserved is free again.
+
+        Its worker died at the last try, or there has been none for as long as all tries may take.
+        """
+        longest = self._settings.tries * (self._settings.answer_timeout + TRY_AGAIN_SECONDS)
+        async with self._database.read() as look:
+            old = await store.left_open(look, self._clock.now() - timedelta(seconds=longest), 100)
+        for row in old:
+            async with self._database.begin() as tx:
+                session = await store.session(tx, row.session_id)
+                if session is not None:
+                    await self.store_answer(
+                        tx,
+                        session,
+                        row.message_id,
+                        "",
+                        kind=ChatMessage,
+                        attempt=None,
+                        metadata=ChunkMetadata(finish_reason="error"),
+                        error="NOT_ANSWERED",
+                        correlation_id=row.correlation_id,
+                    )
 
     async def forget_old(self) -> None:
         """Once an hour: what is older than the settings say."""

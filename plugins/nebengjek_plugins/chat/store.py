@@ -185,6 +185,12 @@ async def unanswered(tx: AsyncConnection, session_id: str) -> list[str]:
     return list((await tx.execute(_UNANSWERED, {"session": session_id})).scalars())
 
 
+async def left_open(tx: AsyncConnection, before: datetime, limit: int) -> list[Row[Any]]:
+    """Questions that were asked before then and wait for their answers still."""
+    waiting = select(messages).where(messages.c.status == "open", messages.c.created_at < before)
+    return list(await tx.execute(waiting.order_by(messages.c.created_at).limit(limit)))
+
+
 async def lock_budget(tx: AsyncConnection, user_id: str) -> None:
     """Until the end of the transaction nobody else reserves tokens of this user's; SQLite has one writer anyway."""
     if tx.dialect.name == "postgresql":

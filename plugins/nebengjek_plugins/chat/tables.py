@@ -54,6 +54,8 @@ messages = Table(
 ``tokens_used`` of an open question: those reserved for its answer.
 """
 Index("ix_chat_messages_user", messages.c.user_id, messages.c.created_at)
+_WAITS = text("status = 'open'")
+Index("ix_chat_messages_open", messages.c.created_at, sqlite_where=_WAITS, postgresql_where=_WAITS)
 
 marks = Table(
     "chat_marks",

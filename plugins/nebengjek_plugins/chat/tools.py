@@ -15,11 +15,12 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.geo import Location, distance_km, eta_minutes
 from nebengjek.contracts.location import LatestLocations
 from nebengjek.contracts.match import MatchesOf, OngoingMatches
-from nebengjek.contracts.message import uuid7
+from nebengjek.contracts.message import is_id, uuid7
 from nebengjek.contracts.rides import OngoingRide, RecentRides, Ride, RideDetails, RideDetailsOf, RideOfUser
 from nebengjek.database import Database
 from nebengjek.errors import NotFound, Rejected, Unavailable
 from nebengjek_plugins.chat import store
+from nebengjek_plugins.chat.contracts import storable
 
 TIMEOUT = 3.0
 
@@ -106,6 +107,8 @@ class UserTools:
         return (await self._bus.request(RecentRides(user_id=self.user_id, limit=limit), TIMEOUT)).rides
 
     async def ride(self, ride_id: str) -> RideDetails | None:
+        if not is_id(ride_id):
+            return None
         try:
             return await self._bus.request(RideDetailsOf(ride_id=ride_id, user_id=self.user_id), TIMEOUT)
         except NotFound:
@@ -120,7 +123,7 @@ class UserTools:
                     session_id=self._session_id,
                     message_id=self._message_id,
                     user_id=self.user_id,
-                    reason=" ".join(reason.split())[:200] or "asked for a person",
+                    reason=" ".join(storable(reason).split())[:200] or "asked for a person",
                     created_at=self._clock.now(),
                 ),
             )

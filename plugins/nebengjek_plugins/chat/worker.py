@@ -36,6 +36,7 @@ from nebengjek_plugins.chat.contracts import (
     ResendRequest,
     ResponseChunk,
     WorkflowRequest,
+    storable,
 )
 from nebengjek_plugins.chat.measures import Measures
 from nebengjek_plugins.chat.service import ChatService
@@ -49,6 +50,7 @@ LOOK_SECONDS = 0.5
 """How long the pods of a session's readers are believed to be the same."""
 KEPT_ANSWERS = 500
 """Answers whose chunks can be said again, the latest ones."""
+MOST_TOKENS = 10**9
 PUBLISH_TRIES = 3
 PUBLISH_PAUSE = 0.1
 
@@ -314,16 +316,23 @@ class Worker:
         question = Question(message=request.message, context=structs.replace(request.context, max_tokens=tokens))
         room = self._settings.max_answer
         used: Used | None = None
-        async with aclosing(make().answer(question, tools)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Used):
-                    used = piece
-                    continue
-                if piece.text:
-                    yield Said(piece.text[:room])
-                room -= len(piece.text)
-                if room <= 0:
-                    break
+        try:
+            async with aclosing(make().answer(question, tools)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Used):
+                        used = structs.replace(piece, tokens_used=min(max(0, piece.tokens_used), MOST_TOKENS))
+                        continue
+                    if words := storable(piece.text[:room]):
+                        yield Said(words)
+                    room -= len(piece.text)
+                    if room <= 0:
+                        break
+        except (AssistantFailed, Unavailable):
+            raise
+        except Exception as error:
+            # A guest may fail in any way, a provider answer with anything: the question has to end all the same.
+            log.warning("chat.assistant_failed", provider=request.context.ai_provider, exc_info=error)
+            raise AssistantFailed("FAILED", type(error).__name__) from error
         # Who was cut short did not say what it cost: all that it might.
         used = used or Used(model=request.context.model, tokens_used=tokens if room <= 0 else 0)
         yield structs.replace(used, finish_reason="length") if room <= 0 else used

@@ -13,7 +13,7 @@ from nebengjek_plugins.notifications.contracts import Language
 from nebengjek_plugins.notifications.devices import Devices, KnownDevice
 from nebengjek_plugins.notifications.wishes import WishBook, Wishes, WishesChanged
 
-_Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}=*$", max_length=130)]
+_Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}=*$(?!\n)", max_length=130)]
 
 
 class BrowserKeys(Struct, frozen=True, kw_only=True):

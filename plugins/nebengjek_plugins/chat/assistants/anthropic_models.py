@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import msgspec
-from anthropic import APIConnectionError, APIError, APIStatusError, AsyncAnthropic, omit
+from anthropic import APIConnectionError, APIError, APIStatusError, AsyncAnthropic, DefaultAsyncHttpxClient, omit
 from anthropic.types import MessageParam, ToolParam
 
 from nebengjek_plugins.chat.assistants.interface import (
@@ -19,6 +19,7 @@ from nebengjek_plugins.chat.assistants.interface import (
     Question,
     Said,
     Used,
+    check_calls,
 )
 from nebengjek_plugins.chat.tools import Tools, schemas, use
 
@@ -33,7 +34,13 @@ class AnthropicAssistant:
 
     async def answer(self, question: Question, tools: Tools) -> AsyncGenerator[Said | Used, None]:
         # The bus tries again, and what had been said by then is withdrawn; the client must not do so unseen.
-        client = AsyncAnthropic(api_key=self._api_key, base_url=self._base_url, timeout=self._timeout, max_retries=0)
+        client = AsyncAnthropic(
+            api_key=self._api_key,
+            base_url=self._base_url,
+            timeout=self._timeout,
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        )
         try:
             async with client:
                 async for piece in self._rounds(client, question, tools):
@@ -74,6 +81,7 @@ class AnthropicAssistant:
                         if block.type == "tool_use":
                             blocks[event.index] = {"type": "tool_use", "id": block.id, "name": block.name}
                             arguments[event.index] = ""
+                            check_calls(arguments.values())
                         elif block.type == "text":
                             blocks[event.index] = {"type": "text", "text": block.text}
                             if block.text:
@@ -84,6 +92,7 @@ class AnthropicAssistant:
                             yield Said(event.delta.text)
                         elif event.delta.type == "input_json_delta":
                             arguments[event.index] += event.delta.partial_json
+                            check_calls(arguments.values())
                     elif event.type == "message_delta":
                         spent += event.usage.output_tokens
                         reason = event.delta.stop_reason or reason

@@ -7,7 +7,7 @@ settings name ``openai``: the client is an extra, and costs most of a second of 
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
-from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, omit
+from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, omit
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 from nebengjek_plugins.chat.assistants.interface import (
@@ -17,6 +17,7 @@ from nebengjek_plugins.chat.assistants.interface import (
     Question,
     Said,
     Used,
+    check_calls,
 )
 from nebengjek_plugins.chat.tools import Tools, schemas, use
 
@@ -31,7 +32,13 @@ class OpenAIAssistant:
 
     async def answer(self, question: Question, tools: Tools) -> AsyncGenerator[Said | Used, None]:
         # The bus tries again, and what had been said by then is withdrawn; the client must not do so unseen.
-        client = AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, timeout=self._timeout, max_retries=0)
+        client = AsyncOpenAI(
+            api_key=self._api_key,
+            base_url=self._base_url,
+            timeout=self._timeout,
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        )
         try:
             async with client:
                 async for piece in self._rounds(client, question, tools):
@@ -72,7 +79,9 @@ class OpenAIAssistant:
                         spent += chunk.usage.total_tokens
                     for choice in chunk.choices:
                         reason = choice.finish_reason or reason
-                        _gather(calls, choice)
+                        if choice.delta.tool_calls:
+                            _gather(calls, choice)
+                            check_calls([call["arguments"] for call in calls.values()])
                         if choice.delta.content:
                             text += choice.delta.content
                             yield Said(choice.delta.content)
@@ -97,7 +106,7 @@ def _turn(role: str, content: str) -> ChatCompletionMessageParam:
 
 def _gather(calls: dict[int, dict[str, str]], choice: Any) -> None:
     """The parts of a call come in several chunks, by the call's index."""
-    for part in choice.delta.tool_calls or ():
+    for part in choice.delta.tool_calls:
         call = calls.setdefault(part.index, {"id": "", "name": "", "arguments": ""})
         call["id"] += part.id or ""
         if part.function is not None:

@@ -87,9 +87,23 @@ def upgrade() -> None:
         sa.UniqueConstraint("session_id", "number", name=op.f("uq_chat_messages_session_id_number")),
     )
     op.create_index("ix_chat_messages_user", "chat_messages", ["user_id", "created_at"], unique=False)
+    op.create_index(
+        "ix_chat_messages_open",
+        "chat_messages",
+        ["created_at"],
+        unique=False,
+        sqlite_where=sa.text("status = 'open'"),
+        postgresql_where=sa.text("status = 'open'"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_index(
+        "ix_chat_messages_open",
+        table_name="chat_messages",
+        sqlite_where=sa.text("status = 'open'"),
+        postgresql_where=sa.text("status = 'open'"),
+    )
     op.drop_index("ix_chat_messages_user", table_name="chat_messages")
     op.drop_table("chat_messages")
     op.drop_table("chat_marks")
