@@ -53,6 +53,7 @@ from nebengjek.rides.payments import SimulatedGateway
 from nebengjek.rides.store import count_open
 from nebengjek.settings import Settings
 from nebengjek.streams import check_capacity, streams
+from nebengjek.tasks import cancelled
 from nebengjek.telemetry import Metrics, metrics_route, setup_tracing
 from nebengjek.tokens import Identity, Tokens
 from nebengjek.users.accounts import Accounts
@@ -478,9 +479,7 @@ class App:
 
     async def stop(self) -> None:
         """Let everything end that has begun; what is not done is done by the next start."""
-        for sweeper in self._sweepers:
-            sweeper.cancel()
-        await asyncio.gather(*self._sweepers, return_exceptions=True)
+        await cancelled(*self._sweepers)
         self._sweepers.clear()
         self.drained = await self.bus.drain(self.settings.nats.drain_timeout)
         log.info("bus.drained", finished=self.drained.finished, abandoned=self.drained.abandoned)

@@ -231,7 +231,9 @@ class Broker(ABC):
         """
         said = {**(headers or {}), **({MSG_ID: message_id} if message_id else {})}
         try:
-            return await asyncio.wait_for(self.submit(subject, data, said), timeout)
+            # No wait_for: on Python 3.11 it takes a cancellation for the answer that comes in the same turn.
+            async with asyncio.timeout(timeout):
+                return await self.submit(subject, data, said)
         except TimeoutError:
             raise PublishTimeout("bus", f"no answer on {subject} within {timeout} s: stored or not") from None
 

@@ -43,6 +43,7 @@ from nebengjek.bus.watching import Watchers
 from nebengjek.clock import Clock
 from nebengjek.contracts.message import Event, Query, rpc_subject, type_of
 from nebengjek.errors import Misconfigured, Unavailable
+from nebengjek.tasks import cancelled
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -332,10 +333,7 @@ class MessageBus:
 
     async def _cut_off(self) -> None:
         await asyncio.gather(*(runner.abandon() for runner in self._runners))
-        left = [task for task in (*self._tasks, *self._background) if not task.done()]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await cancelled(*self._tasks, *self._background)
         await self.broker.close()
 
     async def _drain(self, timeout: float) -> DrainReport:
@@ -354,9 +352,7 @@ class MessageBus:
             _, late = await asyncio.wait(self._tasks, timeout=max(0.1, timeout / 10))
             for task in late:
                 task.cancel()
-        for task in loops:
-            task.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await cancelled(*loops)
         if self.broker.status is ConnectionStatus.UP:
             # Durable: publish what is left. Embedded: nobody listens any more, the rows stay for the next start.
             unpublished = await self.outbox.drain(2.0 if self.broker.durable else 0.0)
@@ -376,7 +372,8 @@ class MessageBus:
         if not self._publishing.outstanding:
             return
         try:
-            await asyncio.wait_for(self.flush(), timeout)
+            async with asyncio.timeout(timeout):
+                await self.flush()
         except TimeoutError:
             log.warning("bus.not_flushed", outstanding=self._publishing.outstanding)
 

@@ -152,14 +152,16 @@ class Publishing:
         if self._established.is_set():
             return
         try:
-            await asyncio.wait_for(self._established.wait(), PUBLISH_TIMEOUT)
+            async with asyncio.timeout(PUBLISH_TIMEOUT):
+                await self._established.wait()
         except TimeoutError as error:
             raise Unavailable("bus") from error
 
     async def _wait_connected(self) -> None:
         """The server may be back in a moment. Raises PublishTimeout."""
         try:
-            await asyncio.wait_for(self._broker.wait_connected(), PUBLISH_TIMEOUT)
+            async with asyncio.timeout(PUBLISH_TIMEOUT):
+                await self._broker.wait_connected()
         except TimeoutError as error:
             self._observer.publish_failed("timeout")
             raise PublishTimeout("bus") from error

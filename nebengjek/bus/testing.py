@@ -146,7 +146,8 @@ class BusProbe:
     async def _something_passes(self) -> None:
         self._traffic.changed.clear()
         try:
-            await asyncio.wait_for(self._traffic.changed.wait(), LOOK_SECONDS)
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._traffic.changed.wait()
         except TimeoutError:
             return
 

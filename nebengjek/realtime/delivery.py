@@ -22,6 +22,7 @@ from nebengjek.realtime.eager import begin
 from nebengjek.realtime.mailbox import Forgotten, Frame, Mailbox
 from nebengjek.realtime.presence import Presence
 from nebengjek.realtime.relay import Relay
+from nebengjek.tasks import cancelled
 from nebengjek.tokens import Identity
 
 Send = Callable[[Any], Awaitable[None]]
@@ -157,8 +158,7 @@ class Connection:
         """The socket is no more."""
         self._busy = True
         if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.wait((self._sending,))
+            await cancelled(self._sending)
 
     def _wake(self) -> None:
         if self._busy:

@@ -26,6 +26,7 @@ from nebengjek.contracts.pods import (
 )
 from nebengjek.errors import Invalid, Unavailable
 from nebengjek.realtime.presence import Presence
+from nebengjek.tasks import cancelled
 
 MAX_BYTES = 256 * 1024
 """Of a message; one more post is the next one's."""
@@ -98,8 +99,7 @@ class Relay:
     async def stop(self) -> None:
         """Hand nothing on any more. What was listened to ends with the broker."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+            await cancelled(self._task)
             self._task = None
 
     # -- what is to be said

@@ -19,16 +19,6 @@ log = structlog.stdlib.get_logger("nebengjek.bus")
 async def _nothing(_: Msg) -> None: ...
 
 
-async def cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel a task that may be inside nats-py, and wait for its end.
-
-    More than once: a ``wait_for`` there whose future is done in the same turn swallows a cancellation.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait((task,), timeout=0.1)
-
-
 class ReadingClient(Client):
     """nats-py's client, except for the following.
 

@@ -11,8 +11,9 @@ from nats import errors as nats_errors
 
 from nebengjek.bus.interface import Broker, Connection, ConnectionStatus
 from nebengjek.bus.jetstream.access import Access, Violation, violation
-from nebengjek.bus.jetstream.client import ReadingClient, cancelled
+from nebengjek.bus.jetstream.client import ReadingClient
 from nebengjek.errors import Misconfigured
+from nebengjek.tasks import cancelled
 
 CLOSE_PATIENCE = 2.0
 SAME_TRY = 0.25

@@ -7,10 +7,10 @@ import msgspec
 from msgspec import Struct
 
 from nebengjek.bus.errors import BusError, Disconnected, InvalidHeader, MaxPayload, NoStream, PublishRefused
-from nebengjek.bus.jetstream.client import cancelled
 from nebengjek.bus.jetstream.link import Link, Question
 from nebengjek.bus.messages import Envelope, PubAck
 from nebengjek.bus.wire_delivery import Message
+from nebengjek.tasks import cancelled
 
 NO_RESPONDERS = "503"
 TRIES, PAUSE = 3, 0.25
