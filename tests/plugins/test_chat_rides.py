@@ -138,11 +138,14 @@ async def test_the_two_of_a_ride_write_to_each_other_until_half_an_hour_after_it
         await budi.expect("ride.cancelled")
         await world.quiet()
         await world.advance(1790)
-        await ani.ask("POST", f"/chat/{session}/messages", {"message": "sorry"})
+        # The last part of a number that is said in parts is not.
+        for part in ("sorry, 0812", "3456", "7890", "bye"):
+            await ani.ask("POST", f"/chat/{session}/messages", {"message": part})
         await world.advance(20)
         with pytest.raises(Refused, match="CHAT_CLOSED"):
             await ani.ask("POST", f"/chat/{session}/messages", {"message": "too late"})
-        assert len((await budi.ask("GET", f"/chat/{session}/messages"))["items"]) == 3
+        items = (await budi.ask("GET", f"/chat/{session}/messages"))["items"]
+        assert [item["text"] for item in items[:-2]] == ["bye", "•••", "3456", "sorry, 0812"]
         sessions = await budi.ask("GET", "/chat/sessions")
         assert [one["session_id"] for one in sessions["items"]] == [session]
 
@@ -163,6 +166,20 @@ async def _reconnect_data(phone: Phone) -> dict[str, Any]:
         ("0812 3456 7890".translate(WIDE), "•••"),
         ("+1 (415) 555-0100 22", "•••"),
         ("(0812) 3456 7890", "(•••"),
+        ("0 8 1 2 3 4 5 6 7 8 9 0", "•••"),
+        ("0812*3456, 7890", "•••"),
+        ("0812....3456....7890", "•••"),
+        ("\u200b".join("081234567890"), "•••"),
+        ("\ufe0f\u20e3".join("081234567890"), "•••"),
+        ("⁰⁸¹²³⁴⁵⁶⁷⁸⁹", "•••"),
+        ("O812-3456-789o or later", "••• or later"),
+        ("nol delapan satu dua tiga empat lima enam tujuh delapan", "•••"),
+        ("Zero Eight 12 three, four five six seven eight", "•••"),
+        ("+62(0)812 3456 7890", "•••"),
+        ("812-3456-7890", "•••"),
+        ("saya di pintu 8, lantai 2, blok 0", "saya di pintu 8, lantai 2, blok 0"),
+        ("jam 08:15 - 09:30, 10.000 + 25.000 = 35.000", "jam 08:15 - 09:30, 10.000 + 25.000 = 35.000"),
+        ("8.123.456 and 62 800 000 rupiah", "8.123.456 and 62 800 000 rupiah"),
         ("Rp 6.672 for 2,224 km at 10:30", "Rp 6.672 for 2,224 km at 10:30"),
         ("plate B 1234 XYZ, gate 12", "plate B 1234 XYZ, gate 12"),
     ],

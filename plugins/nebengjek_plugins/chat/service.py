@@ -36,6 +36,9 @@ RIDE = "match-"
 DAY = timedelta(days=1)
 FREE = "ride_desk"
 """The assistant whose answers cost nothing."""
+PARTS = 4
+PARTS_SECONDS = 120.0
+"""How many messages just before, and how young, are looked at for the parts of a phone number."""
 TRY_AGAIN_SECONDS = 30.0
 """The longest that the bus lets pass between two tries."""
 TOKEN_CHARACTERS = 4
@@ -125,7 +128,7 @@ class ChatService:
                 session_id=session_id,
                 number=0,
                 role="user",
-                text=mask_phone_numbers(text) if session.kind == "ride" else text,
+                text=text,
                 status="complete",
                 created_at=now,
                 correlation_id=trace.correlation_id[:64],
@@ -138,8 +141,12 @@ class ChatService:
         return Accepted(message_id=message.message_id, correlation_id=message.correlation_id), message
 
     async def _write(self, tx: AsyncConnection, session: Session, message: Message) -> Message:
+        # Numbered first: of two messages at once the later one sees the other.
         numbered = await self._numbered(tx, message)
         user_id = str(message.sender_id)
+        since = message.created_at - timedelta(seconds=PARTS_SECONDS)
+        before = await store.said_lately(tx, session.session_id, user_id, since, PARTS)
+        numbered = structs.replace(numbered, text=mask_phone_numbers(message.text, "\n".join(before)))
         await store.add_message(tx, numbered, user_id=user_id, status="complete")
         await store.mark(tx, session.session_id, user_id, delivered=numbered.number, read=numbered.number)
         await self._announce(tx, ChatMessage, numbered, session.parties)

@@ -219,6 +219,15 @@ async def before(tx: AsyncConnection, session_id: str, number: int | None, limit
     return [view(row) for row in rows]
 
 
+async def said_lately(
+    tx: AsyncConnection, session_id: str, sender_id: str, since: datetime, limit: int
+) -> Sequence[str]:
+    """What somebody has written there since then, the oldest first."""
+    mine = and_(messages.c.session_id == session_id, messages.c.sender_id == sender_id, messages.c.created_at >= since)
+    found = select(messages.c.text).where(mine).order_by(messages.c.number.desc()).limit(limit)
+    return list(reversed((await tx.execute(found)).scalars().all()))
+
+
 async def last_question(tx: AsyncConnection, session_id: str) -> Message | None:
     mine = and_(messages.c.session_id == session_id, messages.c.role == "user")
     row = (await tx.execute(select(messages).where(mine).order_by(messages.c.number.desc()).limit(1))).one_or_none()
