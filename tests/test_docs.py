@@ -144,7 +144,7 @@ WITH_PLUGINS = App(
     )
 )
 PLUGIN_SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "plugins").rglob("*.py")))
-PLUGIN_CODES = set(re.findall(r'\bcode="([A-Z_]+)"', PLUGIN_SOURCE))
+PLUGIN_CODES = set(re.findall(r'\b(?:code|error)="([A-Z_]+)"', PLUGIN_SOURCE))
 PLUGIN_NAMES = {
     *(module.name for module in WITH_PLUGINS.modules),
     *(event for module in WITH_PLUGINS.modules for event in module.frames),
