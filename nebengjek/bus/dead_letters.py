@@ -4,6 +4,7 @@ They lie in DEAD_LETTER_STREAM under ``dead_letter.{stream}.{consumer}``, body a
 broker forgets with its process they lie in a table too, and come back into the stream at the next start.
 """
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
@@ -31,12 +32,12 @@ from nebengjek.bus.messages import (
 from nebengjek.bus.observing import Observer
 from nebengjek.bus.tables import dead_letters
 from nebengjek.clock import Clock
-from nebengjek.contracts.message import uuid7
 from nebengjek.errors import NotFound
 from nebengjek.sql import insert_ignore
 
 STREAM = "DEAD_LETTER_STREAM"
 
+_NOT_THERE = (10043, 10057)
 _PREFIX = "Dead-Letter-"
 _SUBJECT, _STREAM, _SEQ, _CONSUMER = (f"{_PREFIX}{name}" for name in ("Subject", "Stream", "Seq", "Consumer"))
 _DELIVERIES, _REASON, _ERROR, _CUT = (f"{_PREFIX}{name}" for name in ("Deliveries", "Reason", "Error", "Cut"))
@@ -160,10 +161,14 @@ class DeadLetters:
         return shown(await self._get(seq))
 
     async def replay(self, seq: int) -> DeadLetter:
-        """Publish it again, for the one consumer that failed; it leaves the dead letters. Raises NotFound."""
+        """Publish it again, for the one consumer that failed; it leaves the dead letters. Raises NotFound.
+
+        Two who replay one letter at once publish one message.
+        """
         message = await self._get(seq)
         headers = {k: v for k, v in message.headers.items() if not k.startswith(_PREFIX)}
-        headers[MSG_ID] = uuid7()
+        letter = f"{message.headers.get(MSG_ID, '')}:{seq}"
+        headers[MSG_ID] = f"replay:{hashlib.sha256(letter.encode()).hexdigest()[:32]}"
         headers[ONLY_FOR] = message.headers[_CONSUMER]
         await self._send(Envelope.of(message.headers[_SUBJECT], message.data, headers))
         await self._remove(message)
@@ -187,7 +192,12 @@ class DeadLetters:
         if self._begin is not None:
             async with self._begin() as tx:
                 await tx.execute(delete(dead_letters).where(dead_letters.c.message_id == message.headers[MSG_ID]))
-        await self._broker.delete_message(STREAM, message.seq)
+        try:
+            await self._broker.delete_message(STREAM, message.seq)
+        except ApiError as error:
+            if error.code in _NOT_THERE:
+                raise NotFound(f"dead letter {message.seq} was replayed or dropped meanwhile") from error
+            raise
 
 
 def _sendable(headers: Headers) -> dict[str, str]:

@@ -142,8 +142,8 @@ async def test_one_push_for_each_cause_and_device_in_his_language(backend: Backe
         second, _ = await subscribed(world, ani, found, "second")
         again, _ = await subscribed(world, ani, found, "second")
         handler = world.handler("notifications", RidePayment)
-        await handler(refused(ani.user_id))
-        await handler(refused(ani.user_id))
+        # As pods that have the same in hand at once.
+        await asyncio.gather(*(handler(refused(ani.user_id)) for _ in range(3)))
         await world.quiet()
         assert [one["title"] for one in first.read(found)] == ["Pembayaran ditolak"]
         assert [one["body"] for one in again.read(found)] == ["Pembayaran Rp 12.000 ditolak. Silakan coba lagi."]

@@ -3,13 +3,18 @@
 import asyncio
 from datetime import UTC, datetime
 from string import Template
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
+from sqlalchemy import select
 
+from nebengjek.database import Database
+from nebengjek.errors import NotFound
 from nebengjek_plugins.notifications.contracts import EmailWanted, Language, MailKind, PushKind
+from nebengjek_plugins.notifications.settings import NotificationsSettings
+from nebengjek_plugins.notifications.tables import wishes as kept
 from nebengjek_plugins.notifications.templates import TEXTS
-from nebengjek_plugins.notifications.wishes import Wishes, silence
+from nebengjek_plugins.notifications.wishes import WishBook, Wishes, silence
 from tests.flows.conftest import Backend
 from tests.flows.world import Phone, World
 from tests.plugins.test_notifications_mail import Post, dead, letters, plugged, post_office
@@ -127,12 +132,58 @@ async def test_one_click_ends_the_news_and_a_look_at_the_page_does_not(backend: 
         assert (page.status_code, '<form method="post">' in page.text) == (200, True)
         assert (await ani.ask("GET", "/users/me/notifications"))["news"] is True
         form = {"List-Unsubscribe": "One-Click"}
-        assert (await world.http.post(path, data=form)).status_code == 200
-        assert (await ani.ask("GET", "/users/me/notifications"))["news"] is False
+        # Neither undoes what the other says at the same time.
+        clicked, *_ = await asyncio.gather(
+            world.http.post(path, data=form),
+            *(ani.ask("PATCH", "/users/me/notifications", {"language": "id"}) for _ in range(3)),
+        )
+        assert clicked.status_code == 200
+        after = await ani.ask("GET", "/users/me/notifications")
+        assert (after["news"], after["language"]) == (False, "id")
         assert (await world.http.post(path[:-1] + ("0" if path[-1] != "0" else "1"))).status_code == 404
-        stranger = await Phone(world).login()
-        other = path.replace(ani.user_id, stranger.user_id)
-        assert (await world.http.post(other)).status_code == 404
+        await ani.ask("DELETE", "/users/me")
+        await world.quiet()
+        # A link works for ever, but of who has left nothing is kept.
+        assert (await world.http.post(path, data=form)).status_code == 200
+        async with world.app.database.read() as tx:
+            assert (await tx.execute(select(kept))).all() == []
+
+
+USERS = ("019a0000-0000-7000-8000-000000000001", "019a0000-0000-7000-8000-000000000002")
+
+
+def book(secret: str | None) -> WishBook:
+    return WishBook(cast(Database, None), NotificationsSettings(secret=secret))
+
+
+def test_a_ticket_is_good_for_one_user_under_one_secret_as_it_is_and_in_no_other_way() -> None:
+    ours = book("s" * 32)
+    ticket = ours.ticket(USERS[0])
+    assert ours.holder(ticket) == USERS[0]
+    signature = ticket.partition(".")[2]
+    forged = [
+        "",
+        ".",
+        signature,
+        f".{signature}",
+        f"{USERS[0]}",
+        f"{USERS[0]}.",
+        f"{USERS[1]}.{signature}",
+        f"{USERS[0]}.{signature[:-1]}",
+        f"{USERS[0]}.{signature.upper()}",
+        f"{USERS[0]}.{signature} ",
+        f"{USERS[0]}.{signature}.{signature}",
+        f"{USERS[0].upper()}.{signature}",
+        f"{USERS[0]}.{'0' * 64}",
+        f"{USERS[0]}.\u00e9\ud800",
+        book("t" * 32).ticket(USERS[0]),
+        book(None).ticket(USERS[0]),
+    ]
+    for one in forged:
+        with pytest.raises(NotFound):
+            ours.holder(one)
+    with pytest.raises(NotFound):
+        book(None).holder(book(None).ticket(USERS[0]))
 
 
 async def test_who_wants_no_news_is_not_welcomed_and_half_a_night_is_refused(embedded: Backend) -> None:

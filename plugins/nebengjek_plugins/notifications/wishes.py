@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from datetime import datetime, time, timedelta, timezone
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, structs
 from sqlalchemy import delete, select, update
@@ -14,7 +14,7 @@ from nebengjek.database import Database, insert_ignore
 from nebengjek.errors import Invalid, NotFound
 from nebengjek_plugins.notifications.contracts import Language
 from nebengjek_plugins.notifications.settings import Hour, NotificationsSettings
-from nebengjek_plugins.notifications.tables import wishes
+from nebengjek_plugins.notifications.tables import contacts, wishes
 
 Zone = Literal["WIB", "WITA", "WIT"]
 _HOURS: dict[str, int] = {"WIB": 7, "WITA": 8, "WIT": 9}
@@ -77,15 +77,14 @@ class WishBook:
         """Raises Invalid when only one end of the quiet hours would be set."""
         values = {name: value for name, value in structs.asdict(change).items() if value is not UNSET}
         async with self._database.begin() as tx:
-            after = structs.replace(await self.among(tx, user_id), **values)
+            first = structs.asdict(structs.replace(self._usual, **values))
+            # Only what was said: of two who change something at once neither undoes what the other said.
+            if not await insert_ignore(tx, wishes, {"user_id": user_id, **first}) and values:
+                await tx.execute(update(wishes).where(wishes.c.user_id == user_id).values(**values))
+            after = await self.among(tx, user_id)
             if (after.quiet_from is None) != (after.quiet_until is None):
                 raise Invalid("quiet_from and quiet_until: both or neither")
-            await self._write(tx, user_id, structs.asdict(after))
         return after
-
-    async def _write(self, tx: AsyncConnection, user_id: str, values: dict[str, Any]) -> None:
-        if not await insert_ignore(tx, wishes, {"user_id": user_id, **values}):
-            await tx.execute(update(wishes).where(wishes.c.user_id == user_id).values(**values))
 
     async def forget(self, tx: AsyncConnection, user_id: str) -> None:
         await tx.execute(delete(wishes).where(wishes.c.user_id == user_id))
@@ -96,13 +95,18 @@ class WishBook:
 
     async def unsubscribe(self, ticket: str) -> None:
         """No news any more. Raises NotFound for a ticket that is not ours."""
-        await self.change(self.holder(ticket), WishesChanged(news=False))
+        user_id = self.holder(ticket)
+        async with self._database.read() as tx:
+            left = (await tx.execute(select(contacts.c.deleted).where(contacts.c.user_id == user_id))).scalar()
+        # Of who has left nothing is kept, not even this.
+        if not left:
+            await self.change(user_id, WishesChanged(news=False))
 
     def holder(self, ticket: str) -> str:
         """Whose ticket it is. Raises NotFound."""
         user_id, _, signature = ticket.partition(".")
-        good = hmac.compare_digest(self._signature(user_id).encode(), signature.encode())
-        if not self._secret or not is_id(user_id) or not good:
+        could_be = self._secret and is_id(user_id) and signature.isascii()
+        if not could_be or not hmac.compare_digest(self._signature(user_id), signature):
             raise NotFound("this link is not one of ours")
         return user_id
 
