@@ -203,6 +203,28 @@ async def test_a_search_index_that_was_lost_is_built_anew_from_the_accounts(back
         assert len(await search(world, "wayan")) == 3
 
 
+async def test_accounts_that_are_older_than_the_plugin_have_profiles_after_a_rebuild(
+    backend: Backend, tmp_path: Path
+) -> None:
+    async with backend.own_world(**plugged(tmp_path)) as world:
+        ani, budi = await person(world), await person(world)
+        await budi.become_driver()
+        await world.quiet()
+        async with world.app.database.begin() as tx:
+            for table in (people, found, signups):
+                await tx.execute(delete(table))
+        # A picture may come before it.
+        url = (await upload(budi, picture())).json()["avatar_url"]
+        assert await rebuild(world) == (2, 0)
+        assert (await ani.ask("GET", "/users/me/profile"))["role"] == "passenger"
+        profile = await budi.ask("GET", "/users/me/profile")
+        assert (profile["full_name"], profile["avatar"]["original"]) == ("Budi", url)
+        assert profile["vehicle"]["vehicle_type"] == "motorcycle"
+        key = {"X-API-Key": world.app.settings.admin.api_key}
+        days = (await world.http.get("/admin/signups", headers=key)).json()["days"]
+        assert sum(days.values()) == 2
+
+
 async def test_what_is_said_during_a_rebuild_is_newer_than_what_the_rebuild_read(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

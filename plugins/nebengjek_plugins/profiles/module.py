@@ -38,8 +38,8 @@ def profiles(
     people = Profiles(database, cache, clock)
     files = Files(settings)
     gallery = Gallery(bus, database, state, clock, files, cache, settings)
-    search = Search(bus, database, clock)
     signups = Signups(database)
+    search = Search(bus, database, clock, others=[people.catch_up, signups.catch_up])
     own: dict[str, Any] = {"profiles": people, "gallery": gallery}
     operators: dict[str, Any] = {"search": search, "signups": signups, "guards": [admin_guard]}
     return [

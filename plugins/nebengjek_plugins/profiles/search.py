@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
-from nebengjek.contracts.users import AccountsAfter, Role, UserCreated, UserDriverRegistered, UserUpdated
+from nebengjek.contracts.users import Account, AccountsAfter, Role, UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database
 from nebengjek.errors import Invalid, Unavailable
 from nebengjek_plugins.profiles.fulltext import is_lost, make_index, matching, words_of
@@ -51,8 +51,14 @@ class Rebuilt(Struct, frozen=True, kw_only=True):
     next: str | None
 
 
+CatchUp = Callable[[AsyncConnection, Sequence[Account]], Awaitable[None]]
+
+
 class Search:
-    def __init__(self, bus: MessageBus, database: Database, clock: Clock) -> None:
+    """``others``: what else is kept of accounts and may have missed some; they catch up where the search is rebuilt."""
+
+    def __init__(self, bus: MessageBus, database: Database, clock: Clock, *, others: Sequence[CatchUp] = ()) -> None:
+        self._others = others
         self._bus = bus
         self._database = database
         self._clock = clock
@@ -95,6 +101,8 @@ class Search:
                 await tx.run_sync(make_index)
             for account in page.items:
                 await self._index(tx, await learn(tx, found, account, now))
+            for catch_up in self._others:
+                await catch_up(tx, page.items)
             there = [account.user_id for account in page.items]
             # Who left stays as an empty row, so that late news does not bring him back.
             others = delete(found).where(found.c.user_id > after, found.c.deleted.is_(False))

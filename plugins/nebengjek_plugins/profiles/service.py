@@ -1,13 +1,15 @@
 """Profiles: made and kept by what is said of accounts; read by their owners."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import Row, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.clock import Clock
-from nebengjek.contracts.users import Role, UserCreated, UserDriverRegistered, UserUpdated, Vehicle
+from nebengjek.contracts.users import Account, Role, UserCreated, UserDriverRegistered, UserUpdated, Vehicle
 from nebengjek.database import Database, insert_ignore
 from nebengjek.errors import NotFound
 from nebengjek_plugins.profiles import gallery
@@ -46,6 +48,15 @@ class Profiles:
         # After the commit, or a reader would put the old one back; done again when we die in between.
         await self._cache.forget(event.user_id)
 
+    async def catch_up(self, tx: AsyncConnection, accounts: Sequence[Account]) -> None:
+        """Make the profiles of those who were there before the plugin was, and of whom news was lost."""
+        ids = [account.user_id for account in accounts]
+        known = await tx.execute(select(people.c.user_id, people.c.version).where(people.c.user_id.in_(ids)))
+        versions = dict(known.all())
+        for account in accounts:
+            if versions.get(account.user_id, 0) < account.version:
+                await learn(tx, people, account, self._clock.now())
+
     async def read(self, user_id: str) -> Profile:
         """Raises NotFound: he left, or nothing has been heard of him yet."""
         if (kept := await self._cache.get(user_id, Profile)) is not None:
@@ -68,10 +79,20 @@ class Signups:
         self._database = database
 
     async def heard(self, event: UserCreated) -> None:
-        day = event.created_at.astimezone(JAKARTA).date().isoformat()
         async with self._database.begin() as tx:
-            row = {"user_id": event.user_id, "day": day, "created_at": event.created_at}
-            await insert_ignore(tx, signups, row)
+            await self._count(tx, event)
+
+    async def catch_up(self, tx: AsyncConnection, accounts: Sequence[Account]) -> None:
+        """Count those who were there before the plugin was."""
+        ids = [account.user_id for account in accounts]
+        counted = set((await tx.execute(select(signups.c.user_id).where(signups.c.user_id.in_(ids)))).scalars())
+        for account in accounts:
+            if account.user_id not in counted:
+                await self._count(tx, account)
+
+    async def _count(self, tx: AsyncConnection, who: UserCreated | Account) -> None:
+        day = who.created_at.astimezone(JAKARTA).date().isoformat()
+        await insert_ignore(tx, signups, {"user_id": who.user_id, "day": day, "created_at": who.created_at})
 
     async def by_day(self, days: int) -> dict[str, int]:
         """The newest days on which somebody came."""
