@@ -15,7 +15,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import structlog
@@ -76,11 +76,18 @@ async def until(there: Callable[[], Awaitable[bool]], seconds: float = 600) -> N
 
 
 class Stalls:
-    """``longest``: milliseconds for which the event loop did nothing else."""
+    """``longest``: milliseconds for which the event loop did nothing else, inside ``async with``."""
 
     longest = 0.0
 
-    async def watch(self) -> None:
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+
+    async def _watch(self) -> None:
         while True:
             began = time.perf_counter()
             await asyncio.sleep(0.002)
@@ -128,10 +135,7 @@ async def pictures(world: World, folder: Path, count: int) -> None:
     for name, took in (("upload -> 202", ours), ("a bare handler", theirs)):
         print(f"{name}: p50 {percentile(took, 0.5):.1f} ms, longest {max(took):.1f} ms ({len(data):,} bytes)")
 
-    stalls = Stalls()
-    watching = asyncio.create_task(stalls.watch())
     people = [await login(world.http, 10 + number) for number in range(count)]
-    stalls.longest = 0.0
 
     async def one(token: str) -> None:
         bearer = {"Authorization": f"Bearer {token}"}
@@ -139,10 +143,10 @@ async def pictures(world: World, folder: Path, count: int) -> None:
         answer.raise_for_status()
 
     began, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(one(token) for _, token in people))
-    await settled(world)
+    async with Stalls() as stalls:
+        await asyncio.gather(*(one(token) for _, token in people))
+        await settled(world)
     spent, took_all = time.process_time() - cpu, time.perf_counter() - began
-    watching.cancel()
     print(f"{count} pictures at once, original and three thumbnails: {count / spent:.1f} per CPU second,")
     print(f"  {count / took_all:.1f} a second; longest stall of the event loop {stalls.longest:.0f} ms")
 
@@ -152,15 +156,16 @@ async def rebuild(world: World, count: int) -> None:
         await login(world.http, 1_000 + number)
     await settled(world)
     key = {"X-API-Key": world.app.settings.admin.api_key}
-    began, indexed, after = time.perf_counter(), 0, ""
-    while True:
-        where = {"after": after, "limit": "500"}
-        answer = await world.http.post("/admin/users/search/rebuild", params=where, headers=key)
-        step = answer.raise_for_status().json()
-        indexed += step["indexed"]
-        if (after := step["next"]) is None:
-            break
-    print(f"search rebuild: {indexed / (time.perf_counter() - began):,.0f} accounts a second ({indexed:,})")
+    after: str | None = ""
+    began, indexed = time.perf_counter(), 0
+    async with Stalls() as stalls:
+        while after is not None:
+            where = {"after": after, "limit": "500"}
+            answer = await world.http.post("/admin/users/search/rebuild", params=where, headers=key)
+            step = answer.raise_for_status().json()
+            indexed, after = indexed + step["indexed"], step["next"]
+    print(f"search rebuild: {indexed / (time.perf_counter() - began):,.0f} accounts a second ({indexed:,});")
+    print(f"  longest stall of the event loop {stalls.longest:.0f} ms")
 
 
 async def events(world: World, count: int) -> bool:

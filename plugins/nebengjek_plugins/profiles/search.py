@@ -1,10 +1,11 @@
 """The operators' search: kept by events, built anew from the accounts themselves."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from nebengjek_plugins.profiles.tables import found, people
 
 _RECENT = timedelta(minutes=1)
 """What was indexed so lately was not yet there when the accounts were read."""
+_AT_ONCE = 20
+"""Accounts in one transaction."""
 _LOST = "there is no search index any more: nebengjek search rebuild makes it anew"
 
 
@@ -96,19 +99,27 @@ class Search:
         page = await self._bus.request(AccountsAfter(after=after, limit=limit))
         last = page.items[-1].user_id if len(page.items) >= limit else None
         now = self._clock.now()
-        async with self._database.begin() as tx:
-            if not after:
+        if not after:
+            async with self._database.begin() as tx:
                 await tx.run_sync(make_index)
-            for account in page.items:
-                await self._index(tx, await learn(tx, found, account, now))
-            for catch_up in self._others:
-                await catch_up(tx, page.items)
+        for first in range(0, len(page.items), _AT_ONCE):
+            await self._take(page.items[first : first + _AT_ONCE], now)
+            # SQLite works on the loop's thread: whoever waits for it, or for the database, has his turn.
+            await asyncio.sleep(0)
+        async with self._database.begin() as tx:
             there = [account.user_id for account in page.items]
             # Who left stays as an empty row, so that late news does not bring him back.
             others = delete(found).where(found.c.user_id > after, found.c.deleted.is_(False))
             others = others.where(found.c.user_id.not_in(there), found.c.changed_at < now - _RECENT)
             removed = await tx.execute(others if last is None else others.where(found.c.user_id <= last))
         return Rebuilt(indexed=len(page.items), removed=removed.rowcount, total=page.total, next=last)
+
+    async def _take(self, accounts: Sequence[Account], now: datetime) -> None:
+        async with self._database.begin() as tx:
+            for account in accounts:
+                await self._index(tx, await learn(tx, found, account, now))
+            for catch_up in self._others:
+                await catch_up(tx, accounts)
 
     async def _index(self, tx: AsyncConnection, row: Row[Any]) -> None:
         words = words_of(name=row.full_name, suffix=row.msisdn_suffix, plate=row.vehicle_plate)
