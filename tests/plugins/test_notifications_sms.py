@@ -32,6 +32,12 @@ class Gateway:
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         text = json.loads(await reader.readexactly(length))
@@ -41,7 +47,6 @@ class Gateway:
             self.texts.append(text)
         writer.write(f"HTTP/1.1 {self.status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
         await writer.drain()
-        writer.close()
 
     async def asked_for(self, times: int) -> None:
         async with asyncio.timeout(WAIT):
