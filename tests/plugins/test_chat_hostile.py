@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nebengjek_plugins.chat.contracts import ATTEMPT
+from nebengjek_plugins.chat.contracts import ATTEMPT, ResponseChunk
 from nebengjek_plugins.chat.settings import SYSTEM_PROMPT
 from tests.flows.conftest import Embedded
 from tests.flows.world import Phone, Refused, World
@@ -20,7 +20,8 @@ CHAT = ["nebengjek_plugins.chat:chat"]
 @pytest.fixture(scope="module")
 def town(runner: asyncio.Runner, embedded: Embedded) -> Iterator[World]:
     """One application for all of them, each with people of its own."""
-    started = embedded.own_world(plugins=CHAT, plugin={"chat": settings(messages_per_minute=1000)})
+    table = settings(messages_per_minute=1000, readers_per_user=3, sessions_per_user=4)
+    started = embedded.own_world(plugins=CHAT, plugin={"chat": table})
     yield runner.run(started.__aenter__())
     runner.run(started.__aexit__(None, None, None))
 
@@ -119,6 +120,58 @@ async def test_a_question_that_nobody_will_answer_any_more_is_given_up_and_costs
     await ani.expect("chat.message", reply_to=message_id, text="here it is")
     items = (await ani.ask("GET", "/chat/mine/messages"))["items"]
     assert [item["status"] for item in items] == ["complete", "complete"]
+
+
+async def test_streams_and_sessions_of_one_user_are_counted(runner: object, town: World) -> None:
+    ani, eve = await town.passenger(), await town.passenger()
+    async with (
+        reading(ani, "r1") as oldest,
+        reading(eve, "r-eve") as others,
+        reading(ani, "r1") as second,
+        reading(ani, "r2") as third,
+        reading(ani, "r2") as newest,
+    ):
+        await oldest.over()
+        await answered(ani, "r1", "who hears it", "those who are left")
+        await second.expect("message_complete", text="those who are left")
+        assert [one.ended for one in (others, second, third, newest)] == [False] * 4
+    await ani.ask("POST", "/chat/r3/read", {"number": 0})
+    await ani.say("chat.read", {"session_id": "r4", "number": 0})
+    for method, path, body in (
+        ("POST", "/chat/r5/messages", {"message": "one more"}),
+        ("POST", "/chat/r5/read", {"number": 0}),
+        ("GET", "/chat/r5/stream", None),
+    ):
+        with pytest.raises(Refused, match="TOO_MANY_SESSIONS"):
+            await ani.ask(method, path, body)
+    with pytest.raises(Refused, match="TOO_MANY_SESSIONS"):
+        await ani.say("chat.send", {"session_id": "r5", "message": "one more"})
+
+
+async def test_chunks_that_mix_two_sessions_end_in_neither_of_them(runner: object, town: World) -> None:
+    ani, eve = await town.passenger(), await town.passenger()
+    said = script("private")
+    question = await ask(ani, "m-ani", "private")
+    await said.begun()
+    async with reading(eve, "m-eve") as reader:
+        foreign = ResponseChunk(
+            session_id="m-eve",
+            message_id=question,
+            chunk_id=0,
+            chunk="stolen",
+            chunk_type="content",
+            is_final=True,
+            timestamp=town.clock.now(),
+            correlation_id="corr",
+        )
+        await town.app.bus.direct.tell(f"chat.pod.{town.app.pod_id}.response", foreign)
+        await reader.expect("chunk", chunk="stolen")
+        await town.app.sweep()
+        await said.say("hers", None)
+        await ani.expect("chat.message", reply_to=question, text="hers")
+    assert (await eve.ask("GET", "/chat/m-eve/messages"))["items"] == []
+    items = (await ani.ask("GET", "/chat/m-ani/messages"))["items"]
+    assert [item["text"] for item in items] == ["hers", "private"]
 
 
 def _bytes(given: str | bytes) -> bytes:

@@ -21,7 +21,7 @@ from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.users import UserSessionEnded
 from nebengjek.database import Database
-from nebengjek.errors import Unavailable
+from nebengjek.errors import Conflict, Unavailable
 from nebengjek.realtime.delivery import Delivery
 from nebengjek.realtime.presence import Presence
 from nebengjek_plugins.chat import store
@@ -173,6 +173,8 @@ class Hub:
         self.pod_id = pod_id
         self.rooms: dict[str, Room] = {}
         self.closing = False
+        self.sent_away: set[str] = set()
+        """Readers who are here still and have to go: their user has newer ones."""
         self.ended_logins: dict[str, float] = {}
         """Logins that ended while they might still be reading, and when."""
         self._bus = bus
@@ -185,6 +187,8 @@ class Hub:
         self._measures = measures
         measures.readers(lambda: self.connections)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._of_user: dict[str, dict[str, Room]] = {}
+        """The readers of each user, the oldest first."""
         self._completing: set[asyncio.Task[None]] = set()
 
     # -- readers
@@ -193,17 +197,30 @@ class Hub:
     def connections(self) -> int:
         return sum(room.readers for room in self.rooms.values())
 
-    async def enter(self, session: Session, reader_id: str) -> Room:
-        """A reader is here; from now on what is said of the session is in the room's log."""
+    async def enter(self, session: Session, reader_id: str, user_id: str) -> Room:
+        """A reader is here; from now on what is said of the session is in the room's log.
+
+        Of more than ``readers_per_user`` of one user the oldest are sent away.
+        """
         room = self.rooms.get(session.session_id)
         if room is None:
             room = self.rooms[session.session_id] = Room(session)
         room.readers += 1
+        readers = self._of_user.setdefault(user_id, {})
+        readers[reader_id] = room
+        for oldest in list(readers)[: -self._settings.readers_per_user]:
+            self.sent_away.add(oldest)
+            readers.pop(oldest).wake()
         await self._readers.attach(session.session_id, reader_id)
         return room
 
-    async def leave(self, room: Room, reader_id: str) -> None:
+    async def leave(self, room: Room, reader_id: str, user_id: str) -> None:
         room.readers -= 1
+        self.sent_away.discard(reader_id)
+        readers = self._of_user.get(user_id, {})
+        readers.pop(reader_id, None)
+        if not readers:
+            self._of_user.pop(user_id, None)
         self._let_go(room)
         await self._readers.detach(room.session.session_id, reader_id)
 
@@ -341,7 +358,8 @@ class Hub:
                 self._delivery.tell(user_id, "chat.chunk", chunk)
             if chunk.chunk_type != "error":
                 room.append(Entry("chunk", _encode(chunk), answer, chunk.chunk_id, live.length, 0))
-        if live.length > 2 * self._settings.max_answer and not live.buffer.over:
+        # Chunks without words are room too.
+        if max(live.length, len(live.chunks)) > 2 * self._settings.max_answer and not live.buffer.over:
             log.warning("chat.answer_too_long", session=room.session.session_id)
             self._give_up(room, answer, live, "TOO_LONG", "the answer became too long")
 
@@ -371,6 +389,10 @@ class Hub:
             except Unavailable as away:
                 log.warning("chat.not_stored", session=room.session.session_id, dependency=away.dependency)
                 return  # the next sweep tries again
+            except Conflict as error:
+                log.warning("chat.not_ours", session=room.session.session_id, error=error.message)
+                live.done_at = self._clock.seconds()
+                return
         await self._fill(room, message.number)
         if live.done_at is not None:
             return

@@ -119,12 +119,12 @@ class Reading:
         self._session = session
 
     async def events(self, cursor: Cursor | None) -> AsyncGenerator[bytes, None]:
-        """Bytes to send, a ping where nothing is said; ends with the login, or when the pod sends its readers away.
+        """Bytes to send, a ping where nothing is said; ends with the login, or when the pod sends the reader away.
 
         ``cursor``: where he was, None for who was not here before.
         """
         reader_id = uuid7()
-        room = await self._hub.enter(self._session, reader_id)
+        room = await self._hub.enter(self._session, reader_id, self._user_id)
         try:
             resumed = cursor is not None
             if cursor is None:
@@ -140,7 +140,7 @@ class Reading:
             async for data in self._catch_up(room, cursor):
                 yield data
             await self._delivered(cursor.number)
-            while not self._over:
+            while not self._over and reader_id not in self._hub.sent_away:
                 news = room.news
                 entries = room.since(place)
                 if entries is None:
@@ -161,7 +161,7 @@ class Reading:
         finally:
             # A reader who goes away cancels us: his place is given up all the same.
             with CancelScope(shield=True):
-                await self._hub.leave(room, reader_id)
+                await self._hub.leave(room, reader_id, self._user_id)
                 await self._delivered(self._sent)
 
     @property

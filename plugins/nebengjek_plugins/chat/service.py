@@ -2,6 +2,7 @@
 
 import math
 from datetime import datetime, timedelta
+from functools import partial
 
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -76,7 +77,10 @@ class ChatService:
     # -- who may
 
     async def enter(self, user_id: str, session_id: str) -> Session:
-        """The session, for who may read and write it; a new one is his. Raises Forbidden, NotFound (of a ride)."""
+        """The session, for who may read and write it; a new one is his.
+
+        Raises Forbidden, NotFound (of a ride), Conflict (TOO_MANY_SESSIONS).
+        """
         async with self._database.read() as tx:
             found = await store.session(tx, session_id)
         if found is None:
@@ -89,6 +93,8 @@ class ChatService:
         if found is None:
             if session_id.startswith(RIDE):
                 raise NotFound("there is no such ride of yours, or it is not agreed on yet")
+            if await store.sessions_begun(tx, user_id) >= self._settings.sessions_per_user:
+                raise Conflict("you have begun too many sessions, use an old one", code="TOO_MANY_SESSIONS")
             await store.make_session(tx, session_id, "desk", user_id, None, self._clock.now())
             found = await store.session(tx, session_id)
         if found is None:
@@ -107,8 +113,8 @@ class ChatService:
     ) -> tuple[Accepted, Message | None]:
         """Store a message and what is to be done about it; None: it was there already.
 
-        Raises Forbidden, NotFound, Invalid, Conflict (CHAT_CLOSED, TOO_MANY_OPEN, ID_REUSED), RateLimited (also
-        BUDGET_USED).
+        Raises Forbidden, NotFound, Invalid, Conflict (CHAT_CLOSED, TOO_MANY_OPEN, TOO_MANY_SESSIONS, ID_REUSED),
+        RateLimited (also BUDGET_USED).
         """
         if not text.strip():
             raise Invalid("message: is empty")
@@ -258,9 +264,10 @@ class ChatService:
         given = metadata or ChunkMetadata()
         if error is not None and given.tokens_used is None:
             given = structs.replace(given, tokens_used=await _produced(tx, question, text))
-        row = await store.settle_question(tx, question, status, attempt=attempt, was="open")
+        settle = partial(store.settle_question, tx, session.session_id, question, status, attempt=attempt)
+        row = await settle(was="open")
         if row is None and error is None:
-            row = await store.settle_question(tx, question, status, attempt=attempt, was="broken")
+            row = await settle(was="broken")
             if row is None and await store.row_of(tx, question) is not None:
                 return None
             await store.drop_answer(tx, question)
@@ -297,9 +304,12 @@ class ChatService:
         return message
 
     async def finish(self, session: Session, question: str, text: str, ending: Ending) -> Message:
-        """The pod has all chunks, or has given them up: the message as it is stored, by us if by nobody else."""
+        """The pod has all chunks, or has given them up: the message as it is stored, by us if by nobody else.
+
+        Raises Conflict: there is none, and there can be none.
+        """
         async with self._database.read() as look:
-            message = await store.answer_to(look, question)
+            message = await store.answer_to(look, session.session_id, question)
         if message is not None and (message.status == "complete" or ending.error is not None):
             return message
         async with self._database.begin() as tx:
@@ -315,9 +325,9 @@ class ChatService:
                 correlation_id=ending.correlation_id,
             )
             if stored is None:
-                stored = await store.answer_to(tx, question)
+                stored = await store.answer_to(tx, session.session_id, question)
         if stored is None:
-            raise Conflict("the question was answered and forgotten")
+            raise Conflict("the question was answered and forgotten, or is another session's")
         return stored
 
     # -- reading again

@@ -36,6 +36,10 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
     questions_open: Annotated[int, Meta(ge=1, le=16)] = 3
     """Questions of a session that may wait for their answers at once."""
     messages_per_minute: Count = 20
+    sessions_per_user: Count = 500
+    """Those of questions that he may begin; who needs no old one any more waits for ``keep_days``."""
+    readers_per_user: Count = 20
+    """Streams on one pod; of more the oldest end."""
     provider_timeout: Seconds = 60
     openai_api_key: Secret = None
     openai_base_url: Url = None

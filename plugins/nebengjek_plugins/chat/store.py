@@ -42,7 +42,9 @@ _NEXT_NUMBER = (
     .returning(sessions.c.last_number)
 )
 _ROW_OF = select(messages).where(messages.c.message_id == bindparam("message"))
-_ANSWER_TO = select(messages).where(messages.c.reply_to == bindparam("message"))
+_ANSWER_TO = select(messages).where(
+    messages.c.reply_to == bindparam("message"), messages.c.session_id == bindparam("session")
+)
 _BEGIN_ATTEMPT = (
     update(messages)
     .where(
@@ -65,7 +67,11 @@ _AFTER = (
 _LOCK_BUDGET = text("SELECT pg_advisory_xact_lock(hashtextextended(:user, 0))")
 _SETTLE = (
     update(messages)
-    .where(messages.c.message_id == bindparam("message"), messages.c.status == bindparam("was"))
+    .where(
+        messages.c.message_id == bindparam("message"),
+        messages.c.session_id == bindparam("session"),
+        messages.c.status == bindparam("was"),
+    )
     .values(status=bindparam("now"), tokens_used=0)
     .returning(messages)
 )
@@ -139,8 +145,8 @@ async def row_of(tx: AsyncConnection, message_id: str) -> Row[Any] | None:
     return (await tx.execute(_ROW_OF, {"message": message_id})).one_or_none()
 
 
-async def answer_to(tx: AsyncConnection, message_id: str) -> Message | None:
-    row = (await tx.execute(_ANSWER_TO, {"message": message_id})).one_or_none()
+async def answer_to(tx: AsyncConnection, session_id: str, message_id: str) -> Message | None:
+    row = (await tx.execute(_ANSWER_TO, {"session": session_id, "message": message_id})).one_or_none()
     return None if row is None else view(row)
 
 
@@ -161,14 +167,14 @@ async def begin_attempt(tx: AsyncConnection, session_id: str, message_id: str) -
 
 
 async def settle_question(
-    tx: AsyncConnection, message_id: str, status: str, *, attempt: int | None, was: str
+    tx: AsyncConnection, session_id: str, message_id: str, status: str, *, attempt: int | None, was: str
 ) -> Row[Any] | None:
     """``was`` → ``status``; what was reserved for the answer is free again. The question's row; None: it was not so.
 
     ``attempt``: only if no later one has begun.
     """
     statement = _SETTLE if attempt is None else _SETTLE_ATTEMPT
-    given: dict[str, Any] = {"message": message_id, "was": was, "now": status}
+    given: dict[str, Any] = {"message": message_id, "session": session_id, "was": was, "now": status}
     if attempt is not None:
         given["of_attempt"] = attempt
     row: Row[Any] | None = (await tx.execute(statement, given)).one_or_none()
@@ -318,6 +324,12 @@ async def waiting_handovers(tx: AsyncConnection, limit: int) -> list[Handover]:
 async def close_handover(tx: AsyncConnection, session_id: str, now: datetime) -> bool:
     mine = and_(handovers.c.session_id == session_id, handovers.c.closed_at.is_(None))
     return (await tx.execute(update(handovers).where(mine).values(closed_at=now))).rowcount == 1
+
+
+async def sessions_begun(tx: AsyncConnection, user_id: str) -> int:
+    """Those of his questions; the ones of his rides are not his doing."""
+    mine = and_(sessions.c.owner_id == user_id, sessions.c.kind == "desk")
+    return int((await tx.execute(select(func.count()).select_from(sessions).where(mine))).scalar_one())
 
 
 async def sessions_of(tx: AsyncConnection, user_id: str, limit: int) -> list[Session]:
