@@ -218,15 +218,19 @@ async def test_chunks_that_were_lost_are_said_again_or_taken_from_the_database(b
 async def test_limits(backend: Backend) -> None:
     said = [script(f"q{n}") for n in range(5)]
     async with chatting(
-        backend, questions_open=2, messages_per_minute=8, max_answer=100, tokens_per_day=27, max_tokens=7
+        backend, questions_open=2, messages_per_minute=13, max_answer=100, tokens_per_day=27, max_tokens=7
     ) as world:
         ani = await world.passenger()
         async with reading(ani, "s1") as reader:
-            first = await ask(ani, "s1", "q0", message_id="mine")
-            assert first == await ask(ani, "s1", "q0", message_id="mine") == "mine"
-            await ask(ani, "s1", "q1")
-            with pytest.raises(Refused, match="TOO_MANY_OPEN"):
-                await ask(ani, "s1", "q2")
+            asked = [ask(ani, "s1", "q0", message_id="mine") for _ in range(5)]
+            assert await asyncio.gather(*asked) == ["mine"] * 5
+            assert await ask(ani, "s1", "q0", message_id="mine") == "mine"
+            with pytest.raises(Refused, match="ID_REUSED"):
+                await ask(ani, "s2", "q0", message_id="mine")
+            history = await ani.ask("GET", "/chat/s1/messages")
+            assert (len(history["items"]), history["session"]["last_number"]) == (1, 1)
+            at_once = await asyncio.gather(*(ask(ani, "s1", "q1") for _ in range(2)), return_exceptions=True)
+            assert [one.code for one in at_once if isinstance(one, Refused)] == ["TOO_MANY_OPEN"]
             await said[0].say("x" * 90, "y" * 90, "z")
             await reader.expect("message_complete", reply_to="mine")
             assert reader.text("mine") == "x" * 90 + "y" * 10

@@ -62,6 +62,18 @@ class Accepted(Struct, frozen=True, kw_only=True):
     correlation_id: str
 
 
+class _Known(Exception):
+    """The message was stored before: nothing is to be done again."""
+
+    def __init__(self, correlation_id: str) -> None:
+        super().__init__(correlation_id)
+        self.correlation_id = correlation_id
+
+
+def _reused() -> Conflict:
+    return Conflict("this message_id was used for another message", code="ID_REUSED")
+
+
 class ChatService:
     """``Accepted`` is on its way when the transaction has committed: the outbox says it."""
 
@@ -121,44 +133,48 @@ class ChatService:
         await self._not_too_often(user_id)
         now = self._clock.now()
         trace = current() or new_trace()
-        async with self._database.begin() as tx:
-            session = await self._entered(tx, user_id, session_id)
-            if message_id is not None and (row := await store.row_of(tx, message_id)) is not None:
-                if row.session_id != session_id or row.sender_id != user_id:
-                    raise Conflict("this message_id was used for another message", code="ID_REUSED")
-                return Accepted(message_id=message_id, correlation_id=row.correlation_id), None
-            if session.closes_at is not None and now >= session.closes_at:
-                raise Conflict("the ride has been over for too long to write", code="CHAT_CLOSED")
-            message = Message(
-                message_id=message_id or uuid7(),
-                session_id=session_id,
-                number=0,
-                role="user",
-                text=text,
-                status="complete",
-                created_at=now,
-                correlation_id=trace.correlation_id[:64],
-                sender_id=user_id,
-            )
-            if session.kind == "ride":
-                message = await self._write(tx, session, message)
-            else:
-                message = await self._ask(tx, session, message, wish or Wish())
+        message = Message(
+            message_id=message_id or uuid7(),
+            session_id=session_id,
+            number=0,
+            role="user",
+            text=text,
+            status="complete",
+            created_at=now,
+            correlation_id=trace.correlation_id[:64],
+            sender_id=user_id,
+        )
+        try:
+            async with self._database.begin() as tx:
+                session = await self._entered(tx, user_id, session_id)
+                # Numbered first: whoever writes here at the same time waits, and then sees what we did.
+                message = await self._numbered(tx, message)
+                if message_id is not None and (row := await store.row_of(tx, message_id)) is not None:
+                    if row.session_id != session_id or row.sender_id != user_id:
+                        raise _reused()
+                    raise _Known(row.correlation_id)
+                if session.closes_at is not None and now >= session.closes_at:
+                    raise Conflict("the ride has been over for too long to write", code="CHAT_CLOSED")
+                if session.kind == "ride":
+                    message = await self._write(tx, session, message)
+                else:
+                    await self._ask(tx, session, message, wish or Wish())
+        except _Known as known:
+            return Accepted(message_id=message.message_id, correlation_id=known.correlation_id), None
         return Accepted(message_id=message.message_id, correlation_id=message.correlation_id), message
 
     async def _write(self, tx: AsyncConnection, session: Session, message: Message) -> Message:
-        # Numbered first: of two messages at once the later one sees the other.
-        numbered = await self._numbered(tx, message)
         user_id = str(message.sender_id)
         since = message.created_at - timedelta(seconds=PARTS_SECONDS)
         before = await store.said_lately(tx, session.session_id, user_id, since, PARTS)
-        numbered = structs.replace(numbered, text=mask_phone_numbers(message.text, "\n".join(before)))
-        await store.add_message(tx, numbered, user_id=user_id, status="complete")
-        await store.mark(tx, session.session_id, user_id, delivered=numbered.number, read=numbered.number)
-        await self._announce(tx, ChatMessage, numbered, session.parties)
-        return numbered
+        message = structs.replace(message, text=mask_phone_numbers(message.text, "\n".join(before)))
+        if not await store.add_message(tx, message, user_id=user_id, status="complete"):
+            raise _reused()
+        await store.mark(tx, session.session_id, user_id, delivered=message.number, read=message.number)
+        await self._announce(tx, ChatMessage, message, session.parties)
+        return message
 
-    async def _ask(self, tx: AsyncConnection, session: Session, message: Message, wish: Wish) -> Message:
+    async def _ask(self, tx: AsyncConnection, session: Session, message: Message, wish: Wish) -> None:
         user_id = str(message.sender_id)
         context = await self._context(tx, session, wish)
         if len(await store.unanswered(tx, session.session_id)) >= self._settings.questions_open:
@@ -166,21 +182,20 @@ class ChatService:
         reserved = await self._reserved(tx, user_id, context, message.created_at)
         if reserved:
             context = structs.replace(context, max_tokens=reserved)
-        numbered = await self._numbered(tx, message)
-        await store.add_message(tx, numbered, user_id=user_id, status="open", tokens_used=reserved)
+        if not await store.add_message(tx, message, user_id=user_id, status="open", tokens_used=reserved):
+            raise _reused()
         await self._bus.outbox.add(
             tx,
             WorkflowRequest(
-                message_id=numbered.message_id,
+                message_id=message.message_id,
                 session_id=session.session_id,
                 user_id=user_id,
-                message=numbered.text,
+                message=message.text,
                 context=context,
-                timestamp=numbered.created_at,
-                correlation_id=numbered.correlation_id,
+                timestamp=message.created_at,
+                correlation_id=message.correlation_id,
             ),
         )
-        return numbered
 
     async def _reserved(self, tx: AsyncConnection, user_id: str, context: WorkflowContext, now: datetime) -> int:
         """Tokens that are kept for this answer until it is stored: what it may take at most, or what is left.
