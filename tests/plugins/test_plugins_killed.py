@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -150,7 +151,7 @@ class Stage:
         asyncio.get_running_loop().set_exception_handler(leave_the_dead)
         faults = Faults(fatal)
         async with post_office() as post, gateway() as sms, service() as pushes:
-            values = plugged(post, vapid_key=VAPID, push_hosts=[pushes.origin])
+            values = plugged(post, vapid_key=VAPID, push_hosts=[pushes.origin], **this_hour())
             values["plugins"] = ["nebengjek_plugins.profiles:profiles", *values["plugins"]]
             values["plugin"]["profiles"] = {"store": str(folder / "store")}
             town = TownWithRedis(settings_for(database, **values, sms__url=sms.url), faults, InProcess())
@@ -205,12 +206,19 @@ async def settle(town: Town, outside: Outside) -> None:
         pass
     for step in (ani.login, address, device, partial(show, "red"), partial(show, "blue"), search):
         await town.insist(step)
-    await town.eventually(lambda: outside.post.mails or None)
-    # The search ends; an upload that came to nothing is taken away after an hour.
+    await town.eventually(lambda: True)
+    # The quiet hour is over, and the search; an upload that came to nothing is taken away after an hour.
     await town.pass_by(3700)
     await town.pass_by(61)
+    await town.eventually(lambda: outside.post.mails or None)
     await town.eventually(lambda: outside.pushes.requests or None)
     await town.eventually(lambda: True)
+
+
+def this_hour() -> dict[str, str]:
+    """Quiet hours, of who has not said when he sleeps: until the next full hour."""
+    now = datetime.now(timezone(timedelta(hours=7)))
+    return {"quiet_from": f"{now:%H}:00", "quiet_until": f"{now + timedelta(hours=1):%H}:00"}
 
 
 async def code_came(town: Town, sms: Gateway, answered: list[str], *, queue_lives_on: bool = False) -> bool:
