@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Empty = not set. Where it is set, each process that a test starts compiles all of our sources: a second of CPU each.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST ?= $(BIN)/python -m pytest -n 2 --dist loadfile
+# Three workers on two cores: many tests wait for a server or for a time that a rule names.
+PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadfile
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

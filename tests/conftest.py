@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.distribution import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from tests.servers import PostgresServer, postgres_server
+
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]
 
 
 @pytest.fixture(scope="session")
