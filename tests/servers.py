@@ -393,15 +393,15 @@ class PostgresServer:
     _binaries: Path
     _created: int = 0
 
-    def new_database(self) -> str:
-        """Create an empty database and return its ``postgresql+asyncpg://`` URL. Blocks for some 50 ms."""
+    def new_database(self, template: str = "template1") -> str:
+        """Create a database and return its ``postgresql+asyncpg://`` URL. Blocks for some 50 ms.
+
+        ``template``: the name or URL of another one that it begins as; nobody is connected to that.
+        """
         self._created += 1
         name = f"test_{os.getpid()}_{self._created}"
-        subprocess.run(
-            [self._binaries / "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name],
-            check=True,
-            capture_output=True,
-        )
+        command = [str(self._binaries / "createdb"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]
+        subprocess.run([*command, "-T", template.rpartition("/")[2], name], check=True, capture_output=True)
         return self.url.rpartition("/")[0] + f"/{name}"
 
 

@@ -22,6 +22,9 @@ from nebengjek.app import App
 from nebengjek.clock import ManualClock
 from nebengjek.database import Database
 from nebengjek.settings import Settings
+from nebengjek_plugins.chat.migrations import HISTORY as CHAT
+from nebengjek_plugins.notifications.migrations import HISTORY as NOTIFICATIONS
+from nebengjek_plugins.profiles.migrations import HISTORY as PROFILES
 from tests.flows.world import World, running, settings_for
 from tests.servers import NatsServer, PostgresServer, nats_server, valkey_server
 
@@ -103,14 +106,15 @@ class Real(Backend):
     name = "real"
     races = int(os.environ.get("RACES", "50"))
 
-    def __init__(self, nats: NatsServer, redis_url: str, postgres: PostgresServer) -> None:
+    def __init__(self, nats: NatsServer, redis_url: str, postgres: PostgresServer, template: str) -> None:
         self.nats = nats
         self._redis_url = redis_url
         self.postgres = postgres
+        self.template = template
 
     async def fresh(self) -> dict[str, Any]:
         await self._forget_keys()
-        database_url = await asyncio.to_thread(self.postgres.new_database)
+        database_url = await asyncio.to_thread(self.postgres.new_database, self.template)
         return {"database_url": database_url, "nats__url": self.nats.fresh_account(), "redis__url": self._redis_url}
 
     async def _forget_keys(self) -> None:
@@ -125,14 +129,16 @@ class Real(Backend):
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database with the newest schema, made once."""
     path = tmp_path_factory.mktemp("template") / "empty.sqlite3"
-
-    async def make() -> None:
-        database = Database(f"sqlite:///{path}")
-        await schema.upgrade(database)
-        await database.close()
-
-    asyncio.run(make())
+    asyncio.run(make_schema(f"sqlite:///{path}"))
     return path
+
+
+async def make_schema(url: str) -> None:
+    """All tables, those of plugins too: to migrate takes longer than many a test."""
+    database = Database(url)
+    for history in (schema.OWN, CHAT, NOTIFICATIONS, PROFILES):
+        await schema.upgrade(database, history)
+    await database.close()
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +166,9 @@ def real_servers(postgres: PostgresServer) -> Iterator[Real]:
     with ExitStack() as stack:
         nats = stack.enter_context(nats_server())
         redis_url = stack.enter_context(valkey_server())
-        yield Real(nats, redis_url, postgres)
+        template = postgres.new_database()
+        asyncio.run(make_schema(template))
+        yield Real(nats, redis_url, postgres, template)
 
 
 @pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.real)], scope="module")

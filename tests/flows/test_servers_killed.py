@@ -36,7 +36,7 @@ def pods(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Fleet]:
     """Three pods that run everything, on servers that may die."""
-    mortal = Real(nats, valkey.url, real_servers.postgres)
+    mortal = Real(nats, valkey.url, real_servers.postgres, real_servers.template)
     with ExitStack() as stack:
         started = fleet(mortal, tmp_path_factory.mktemp("pods"))
         made = runner.run(started.__aenter__())
