@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -391,21 +391,29 @@ async def ask(url: str, *words: str, text: str = "") -> tuple[int, str]:
     """In a thread: the server runs in this loop."""
     words = (*words, "--url", url, "--api-key", DEVELOPMENT_ADMIN_KEY)
     # Who names server and key needs no settings, not even good ones.
-    # Its log would be among what is printed here.
-    with capture_logs():
-        result = await asyncio.to_thread(invoke, *words, env={"NEBENGJEK__NO__SUCH": "1"}, text=text)
+    result = await asyncio.to_thread(invoke, *words, env={"NEBENGJEK__NO__SUCH": "1"}, text=text)
     return result.exit_code, result.output
 
 
-async def test_dead_letters_and_unwanted_consumers_are_dealt_with(tmp_path: Path) -> None:
-    app = App(
-        load(env={"DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3", "NEBENGJEK__WEB__PORT": "0"}), sweeping=False
-    )
-    server = Server(app)
+@asynccontextmanager
+async def here(folder: Path, **env: str) -> AsyncIterator[Server]:
+    """The server of ``nebengjek run``, in this process."""
+    env = {"DATABASE_URL": f"sqlite:///{folder}/x.sqlite3", "NEBENGJEK__WEB__PORT": "0", **env}
+    server = Server(App(load(env=env), sweeping=False))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup()
-    try:
+    # Its log would be among what is printed here.
+    with capture_logs():
+        await server.startup()
+        try:
+            yield server
+        finally:
+            await server.shutdown()
+
+
+async def test_dead_letters_and_unwanted_consumers_are_dealt_with(tmp_path: Path) -> None:
+    async with here(tmp_path) as server:
+        app = server.app
         await app.broker.create_consumer("USER_STREAM", ConsumerSpec(name="old", filters=("user.x",)))
         assert "USER_STREAM" in (await ask(server.url, "consumers"))[1]
         code, output = await ask(server.url, "consumers", "--prune", text="n\n")
@@ -463,8 +471,6 @@ async def test_dead_letters_and_unwanted_consumers_are_dealt_with(tmp_path: Path
         assert await app.bus.dead_letters.list() == []
         code, output = await ask(server.url, "dead-letters", "show", "1")
         assert (code, "there is no dead letter 1" in output) == (1, True)
-    finally:
-        await server.shutdown()
 
 
 async def bury(app: App) -> None:
@@ -543,13 +549,13 @@ def command_of(pid: int) -> bytes:
 
 
 @pytest.mark.parametrize(("trusted", "second"), [("127.0.0.0/8", 200), ("10.0.0.0/8", 429), ("", 429)])
-def test_the_phones_address_is_what_a_trusted_proxy_says(tmp_path: Path, trusted: str, second: int) -> None:
+async def test_the_phones_address_is_what_a_trusted_proxy_says(tmp_path: Path, trusted: str, second: int) -> None:
     env = {"NEBENGJEK__AUTH__OTP_PER_ADDRESS": "1", "NEBENGJEK__WEB__TRUSTED_PROXIES": trusted}
-    with running(tmp_path, **env) as server:
+    async with here(tmp_path, **env) as server, httpx.AsyncClient(base_url=server.url, timeout=30) as phone:
 
-        def status(number: int, address: str) -> int:
+        async def status(number: int, address: str) -> int:
             body, headers = {"msisdn": f"08112345670{number}"}, {"X-Forwarded-For": address}
-            return httpx.post(f"{server.url}/auth/otp/generate", json=body, headers=headers).status_code
+            return (await phone.post("/auth/otp/generate", json=body, headers=headers)).status_code
 
-        assert [status(1, "192.0.2.1"), status(2, "192.0.2.1")] == [200, 429]
-        assert status(3, "192.0.2.2") == second
+        assert [await status(1, "192.0.2.1"), await status(2, "192.0.2.1")] == [200, 429]
+        assert await status(3, "192.0.2.2") == second

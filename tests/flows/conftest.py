@@ -104,7 +104,7 @@ class Embedded(Backend):
 
 class Real(Backend):
     name = "real"
-    races = int(os.environ.get("RACES", "50"))
+    races = int(os.environ.get("RACES", "20"))
 
     def __init__(self, nats: NatsServer, redis_url: str, postgres: PostgresServer, template: str) -> None:
         self.nats = nats
