@@ -25,7 +25,7 @@ run: install ## start the server, everything embedded
 check: install ## format, lint, types, imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports --no-cache
 
 test: install ## every test, embedded and on real servers
