@@ -83,8 +83,15 @@ async def test_a_batch_waits_too(stage: Stage) -> None:
 
 async def test_drain_does_not_wait_for_a_dependency(stage: Stage) -> None:
     gateway, seen, ear = Dependency(), Seen(), Ear()
+    in_hand: set[int] = set()
+    all_there = asyncio.Event()
 
     async def handle(event: Any, context: Context) -> None:
+        # After the first refusal nothing is pulled any more.
+        in_hand.add(event.n)
+        if len(in_hand) == 5:
+            all_there.set()
+        await all_there.wait()
         await gateway.ask(event.n)
 
     bus = await stage.process(Module(name="m", hears=[on(Thing, handle)]), seen=seen)
