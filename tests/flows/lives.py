@@ -43,8 +43,9 @@ T = TypeVar("T")
 
 PATIENCE = 60
 """Seconds of the town's clock that people wait for what must come."""
-ACK_WAIT = 0.5
-"""Over NATS: real seconds until what a dead process had in hand comes again."""
+ACK_WAIT = 2.0
+"""Over NATS: real seconds until what a dead process had in hand comes again; what takes a busy machine longer is taken
+for dead, and five times is a dead letter."""
 
 ORDER = (
     *("PENDING", "DRIVER_CONFIRMED", "PASSENGER_CONFIRMED", "REJECTED", "EXPIRED", "ACCEPTED", "FAILED", "CLOSED"),
