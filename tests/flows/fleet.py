@@ -399,6 +399,8 @@ class Traveller(Phone):
                     additional_headers=self.bearer,
                     compression=None,
                     max_size=None,
+                    # All phones live in one process here, which can be busier than a phone: it does not begin anew for it.
+                    open_timeout=PATIENCE,
                     close_timeout=1,
                     ping_interval=None,
                 )
