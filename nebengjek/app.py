@@ -378,6 +378,7 @@ class App:
         slow, frames = self.delivery.waiting()
         self.metrics.gauge("sockets_waiting").set(slow)
         self.metrics.gauge("frames_waiting").set(frames)
+        self.metrics.gauge("greetings_waiting").set(self._socket.waiting)
         self.metrics.observe_pods({beat.pod_id: beat.active_connections for beat in self.pods.known()})
         async with self.database.read() as tx:
             rides_by_state = await count_open(tx)

@@ -41,6 +41,7 @@ GAUGES = {
     "users_connected": ("Users with at least one phone connected to this pod.", ()),
     "sockets_waiting": ("Phones that do not take what they are sent, for the moment.", ()),
     "frames_waiting": ("Frames that wait in this process for those phones.", ()),
+    "greetings_waiting": ("Phones that have connected and are not greeted yet: many come at once.", ()),
     "rides": ("Rides that have not ended, by state.", ("state",)),
 }
 

@@ -50,6 +50,9 @@ BAD_FRAMES = 20
 BAD_FRAMES_CODE = 4400
 ANSWER_SECONDS = 300.0
 SNAPSHOT_SECONDS = 1.0
+GREETINGS = 32
+"""Phones that one process greets at the same time. Each asks Redis, the database and two modules; thousands that do so
+at once time each other out, come back and begin anew. In turn each is greeted once."""
 NEED_NO_BUS = ("user.", "session.")
 """Commands that are written down, or concern this pod only."""
 
@@ -103,6 +106,9 @@ class PhoneSocket:
         self.known = dict(SAYS)
         self.decode: Callable[[str], Any] = msgspec.json.Decoder(frames.frames_of(SAYS)).decode
         self._authenticate = authenticate
+        self._turns = asyncio.Semaphore(GREETINGS)
+        self.waiting = 0
+        """Phones whose turn to be greeted has not come."""
 
     def add(self, commands: Sequence[Command]) -> None:
         """Before the first socket: phones may say these too. Raises ValueError for an event that is taken."""
@@ -146,6 +152,41 @@ class PhoneSocket:
             await _say(send, {"type": "websocket.close", "code": TRY_AGAIN, "reason": error.message[:100]})
 
     async def _serve(self, asked: tuple[str, int] | None, receive: Receive, send: Send, token: str) -> None:
+        first = await self._turn(receive)
+        try:
+            try:
+                if first is not None and first.done() and first.result()["type"] == "websocket.disconnect":
+                    # It has gone while it waited. Whoever is still there is served the sooner.
+                    return
+                connection = await self._greet(asked, send, token)
+            finally:
+                self._turns.release()
+            try:
+                await Phone(self, receive, connection).read(first)
+            finally:
+                await self._leave(connection)
+        finally:
+            if first is not None:
+                first.cancel()
+
+    async def _turn(self, receive: Receive) -> asyncio.Future[Any] | None:
+        """Wait until it may be greeted; who had to wait may have said something by then: what is read of it first."""
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return None
+        first = asyncio.ensure_future(receive())
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        except BaseException:
+            first.cancel()
+            raise
+        finally:
+            self.waiting -= 1
+        return first
+
+    async def _greet(self, asked: tuple[str, int] | None, send: Send, token: str) -> Connection:
+        """A connection that has been told what is going on; whoever gets it lets it ``_leave``."""
         identity = await self._authenticate(token)
         head = await self.delivery.mailbox.head(identity.user_id)
         epoch, last_seq = asked or (None, None)
@@ -159,10 +200,14 @@ class PhoneSocket:
             connection.answer(encode_frame("session.ready", ready))
             connection.ring()
             connection.open()
-            await Phone(self, receive, connection).read()
-        finally:
-            await connection.end()
-            await self.delivery.detach(connection)
+        except BaseException:
+            await self._leave(connection)
+            raise
+        return connection
+
+    async def _leave(self, connection: Connection) -> None:
+        await connection.end()
+        await self.delivery.detach(connection)
 
     async def _ready(self, connection: Connection, epoch: str, last_seq: int, replay: str) -> SessionReady:
         user_id = connection.user_id
@@ -230,11 +275,15 @@ class Phone:
         self._held: tuple[frames.PhonePoint, str | None] | None = None
         self._next: asyncio.Task[None] | None = None
 
-    async def read(self) -> None:
-        """Handle frames until the connection is closed, by whichever side; one that is being handled is not cut off."""
+    async def read(self, first: Awaitable[Any] | None = None) -> None:
+        """Handle frames until the connection is closed, by whichever side; one that is being handled is not cut off.
+
+        ``first``: a ``receive`` that has begun already.
+        """
         receive, connection = self._receive, self._connection
         while True:
-            message: Any = await receive()
+            message: Any = await (first or receive())
+            first = None
             text = message.get("text")
             if message["type"] == "websocket.disconnect":
                 return

@@ -399,7 +399,9 @@ class Traveller(Phone):
                     additional_headers=self.bearer,
                     compression=None,
                     max_size=None,
-                    # All phones live in one process here, which can be busier than a phone: it does not begin anew for it.
+                    # To look for one in the environment costs more than all the rest.
+                    proxy=None,
+                    # All phones live in one process, which can be busier than a phone: none begins anew for that.
                     open_timeout=PATIENCE,
                     close_timeout=1,
                     ping_interval=None,

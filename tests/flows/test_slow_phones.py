@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from nebengjek import sockets
+from nebengjek.users import websocket
 from tests.flows.conftest import Backend, Embedded
 from tests.flows.world import WAIT, Phone, World
 
@@ -298,3 +299,43 @@ async def test_of_more_sockets_of_a_user_than_are_allowed_the_oldest_makes_room(
         for peer in peers[2:]:
             await heard(peer, lambda frame: frame.get("seq") == 2)
             await peer.close()
+
+
+async def test_of_many_who_come_at_once_each_waits_for_its_turn_and_who_leaves_meanwhile_has_none(
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "GREETINGS", 1)
+    async with embedded.own_world() as world:
+        people = [await Phone(world).login() for _ in range(4)]
+        presence, door = world.app.delivery.presence, asyncio.Event()
+        came: list[str] = []
+        attach = presence.attach
+
+        async def slowly(user_id: str, connection_id: str) -> None:
+            came.append(user_id)
+            await door.wait()
+            await attach(user_id, connection_id)
+
+        monkeypatch.setattr(presence, "attach", slowly)
+        url = world.url.replace("http", "ws") + "/ws"
+        peers = []
+        for waiting, phone in enumerate(people):
+            peers.append(await connect(url, additional_headers=phone.bearer))
+            await until_measured(world, f"nebengjek_greetings_waiting {waiting}.0")
+        await peers[1].close()
+        # Said before anybody listened, and not lost.
+        await peers[2].send(json.dumps({"event": "session.ack", "data": {"seq": 0}, "id": "early"}))
+        door.set()
+        for peer in (peers[0], peers[2], peers[3]):
+            assert json.loads(await peer.recv())["event"] == "session.ready"
+        assert json.loads(await peers[2].recv()) == {"event": "ack", "data": {"id": "early"}}
+        assert came == [people[number].user_id for number in (0, 2, 3)]
+        await until_measured(world, "nebengjek_greetings_waiting 0.0")
+        for peer in peers:
+            await peer.close()
+
+
+async def until_measured(world: World, line: str) -> None:
+    async with asyncio.timeout(WAIT):
+        while line not in (await world.http.get("/metrics")).text.splitlines():
+            pass
