@@ -160,6 +160,7 @@ def connect_redis(url: str) -> Any:
     # Lazy: without a REDIS_URL nothing of redis is imported.
     redis = import_module("redis.asyncio")
     once = import_module("redis.asyncio.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
+    maintenance = import_module("redis.maint_notifications").MaintNotificationsConfig
     pool = redis.BlockingConnectionPool.from_url(
         url,
         max_connections=64,  # a pipeline each is plenty for one process; who finds none free waits his turn
@@ -167,6 +168,8 @@ def connect_redis(url: str) -> Any:
         socket_connect_timeout=2.0,
         socket_timeout=3.0,
         health_check_interval=15,
+        # A pool that waits for these hands out connections that the server has closed, and a request fails on each.
+        maint_notifications_config=maintenance(enabled=False),
         retry=once,
     )
     return redis.Redis.from_pool(pool)

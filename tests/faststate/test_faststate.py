@@ -189,6 +189,21 @@ async def test_who_finds_all_connections_in_use_is_told_so(valkey: str) -> None:
         await state.ping()
 
 
+@pytest.mark.real
+async def test_connections_that_the_server_has_closed_fail_nobody(valkey: str) -> None:
+    async with opened(valkey) as (state, where), backend(valkey) as other:
+        await asyncio.gather(*(state.get(str(number)) for number in range(5)))
+        held = list(where.client.connection_pool._available_connections)
+        assert len(held) > 1
+        await other.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        async with asyncio.timeout(10.0):
+            # The client has no event for it.
+            while not all([await connection.can_read() for connection in held]):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for _ in held:
+            assert await asyncio.gather(*(state.get(str(number)) for number in range(5))) == [None] * 5
+
+
 def test_the_embedded_default_imports_no_redis() -> None:
     code = "import sys, nebengjek.faststate; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

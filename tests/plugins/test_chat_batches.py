@@ -1,4 +1,6 @@
-"""What a worker says goes out in batches of 50 ms or 100 chunks, whichever comes first."""
+"""What a worker says goes out in batches of 50 ms or 100 chunks; of many answers at once in larger ones."""
+
+import pytest
 
 from nebengjek.app import App
 from nebengjek.bus.memory.broker import MemoryBroker
@@ -6,6 +8,7 @@ from nebengjek.bus.memory.clock import VirtualClock
 from nebengjek.bus.memory.server import MemoryServer
 from nebengjek.bus.messages import CoreMessage
 from nebengjek.clock import ManualClock
+from nebengjek_plugins.chat import worker
 from nebengjek_plugins.chat.contracts import read_chunks
 from tests.flows.conftest import Embedded
 from tests.flows.world import running, settings_for
@@ -13,7 +16,7 @@ from tests.plugins.scripted import script, settings
 
 
 async def test_batches_end_by_number_or_by_time_and_the_first_and_the_last_words_wait_for_neither(
-    embedded: Embedded,
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     time = VirtualClock()
     given = settings_for(
@@ -48,3 +51,16 @@ async def test_batches_end_by_number_or_by_time_and_the_first_and_the_last_words
         await said.say("so on", None)
         await ani.expect("chat.message")
         assert batches[4:] == [["so on"], [""]]
+        # As if a hundred answers were under way: each is said half as often as alone.
+        monkeypatch.setattr(worker, "BATCHES_A_SECOND", 10)
+        batches.clear()
+        said = script("another")
+        await ani.ask("POST", "/chat/s2/messages", {"message": "another"})
+        await said.say("one ", "two ", "three ")
+        await ani.expect("chat.chunk", chunk="one ")
+        await time.advance(0.099)
+        assert batches == [["one "]]
+        await time.advance(0.001)
+        assert batches[1:] == [["two ", "three "]]
+        await said.say(None)
+        await ani.expect("chat.message", session_id="s2")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import Backend
+from nebengjek_plugins.chat import service
+from tests.flows.conftest import Backend, Embedded
 from tests.flows.world import Refused
 from tests.plugins.streams import reading
 
@@ -59,3 +60,22 @@ async def test_a_session_is_its_owners_alone(backend: Backend) -> None:
             await ani.ask("POST", "/chat/a.b/messages", {"message": "x"})
         with pytest.raises(Refused, match="NOT_FOUND"):
             await ani.ask("POST", "/chat/match-1/messages", {"message": "x"})
+
+
+async def test_who_asks_when_too_many_wait_is_told_so_and_may_ask_again(
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with embedded.own_world(**CHAT) as world:
+        ani = await world.passenger()
+        question = {"message": "where is my driver", "message_id": "q1"}
+        path = "/chat/s1/messages"
+        with monkeypatch.context() as full:
+            full.setattr(service, "WAITING", 0)
+            refused = await ani.http("POST", path, question)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert "messages wait to be stored" in refused.json()["detail"]
+        # All of them at once, more than are stored at the same time: each is taken.
+        asked = (ani.ask("POST", f"/chat/many-{number}/messages", {"message": "x"}) for number in range(18))
+        await asyncio.gather(*asked, ani.ask("POST", path, question))
+        items = (await ani.ask("GET", path))["items"]
+        assert [item["message_id"] for item in items if item["role"] == "user"] == ["q1"]

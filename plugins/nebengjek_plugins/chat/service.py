@@ -1,6 +1,9 @@
 """What people do with sessions: ask, write, read again, mark; and how an answer is stored, by whoever has it whole."""
 
+import asyncio
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -13,7 +16,7 @@ from nebengjek.clock import Clock
 from nebengjek.contracts.message import uuid7
 from nebengjek.contracts.users import UserUpdated
 from nebengjek.database import Database
-from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
+from nebengjek.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited, Unavailable
 from nebengjek.faststate import FastState
 from nebengjek_plugins.chat import store
 from nebengjek_plugins.chat.contracts import (
@@ -44,6 +47,11 @@ TRY_AGAIN_SECONDS = 30.0
 """The longest that the bus lets pass between two tries."""
 TOKEN_CHARACTERS = 4
 """Of a token, about: where nobody says what an answer took."""
+TAKEN_AT_ONCE = 16
+"""Messages that are stored at the same time. More would only be slower each, and whoever answers the first ones would
+wait for a connection to the database until the last is stored."""
+WAITING = 2000
+"""Messages that may wait for their turn."""
 TURN_CHARACTERS = 1000
 """Of an earlier message that a question takes along."""
 
@@ -85,6 +93,8 @@ class ChatService:
         self._state = state
         self._clock = clock
         self._settings = settings
+        self._turns = asyncio.Semaphore(TAKEN_AT_ONCE)
+        self._waiting = 0
 
     # -- who may
 
@@ -126,10 +136,29 @@ class ChatService:
         """Store a message and what is to be done about it; None: it was there already.
 
         Raises Forbidden, NotFound, Invalid, Conflict (CHAT_CLOSED, TOO_MANY_OPEN, TOO_MANY_SESSIONS, ID_REUSED),
-        RateLimited (also BUDGET_USED).
+        RateLimited (also BUDGET_USED), Unavailable (too many wait for their turn).
         """
         if not text.strip():
             raise Invalid("message: is empty")
+        async with self._turn():
+            return await self._post(user_id, session_id, text, message_id, wish)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._waiting >= WAITING:
+            raise Unavailable("chat", f"{WAITING} messages wait to be stored already, try again")
+        self._waiting += 1
+        try:
+            async with self._turns:
+                # On SQLite nothing else waits: what others do for the messages that are stored gets its turn, too.
+                await asyncio.sleep(0)
+                yield
+        finally:
+            self._waiting -= 1
+
+    async def _post(
+        self, user_id: str, session_id: str, text: str, message_id: str | None, wish: Wish | None
+    ) -> tuple[Accepted, Message | None]:
         await self._not_too_often(user_id)
         now = self._clock.now()
         trace = current() or new_trace()

@@ -5,6 +5,7 @@ so of two workers that answer it at once (one was believed dead) only the later 
 begin with a marker that ends the others'. The answer is stored, once, before its final chunk is said.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -51,6 +52,10 @@ LOOK_SECONDS = 0.5
 KEPT_ANSWERS = 500
 """Answers whose chunks can be said again, the latest ones."""
 MOST_TOKENS = 10**9
+DECIDED_AT_ONCE = 8
+"""Answers that are begun or stored at the same time: a few quickly, not all slowly."""
+BATCHES_A_SECOND = 1000
+"""Of all the answers of a process: from the 51st answer at once on, the 50 ms of each become longer."""
 PUBLISH_TRIES = 3
 PUBLISH_PAUSE = 0.1
 
@@ -91,7 +96,9 @@ class Speech:
         attempt: int,
         settings: ChatSettings,
         measures: Measures,
+        load: Callable[[], int],
     ) -> None:
+        """``load``: how many answers this process is giving."""
         self.chunks: list[ResponseChunk] = []
         self.first_id = (attempt - 1) * ATTEMPT
         self._bus = bus
@@ -100,11 +107,12 @@ class Speech:
         self._measures = measures
         self._session = session
         self._request = request
+        self._load = load
         self._known: set[str] | None = set()
         """None: the registry cannot be asked."""
         self._known_at: float | None = None
         self._gatherer = Gatherer[ResponseChunk, list[ResponseChunk]](
-            self._publish, list, bus.broker.sleep, size=settings.batch_chunks, seconds=settings.batch_seconds
+            self._publish, list, self._gathering, size=settings.batch_chunks, seconds=settings.batch_seconds
         )
 
     async def say(
@@ -143,6 +151,10 @@ class Speech:
         """A pod has a reader who was not there when the registry was looked at."""
         if self._known is not None:
             self._known.add(pod_id)
+
+    async def _gathering(self, seconds: float) -> None:
+        """With many answers under way each is said in larger batches: or all the first words would be late."""
+        await self._bus.broker.sleep(max(seconds, self._load() / BATCHES_A_SECOND))
 
     async def _publish(self, chunks: list[ResponseChunk]) -> None:
         batch = _batch(chunks)
@@ -206,6 +218,8 @@ class Worker:
         self._pods = pods
         self._assistants = assistants
         self._settings = settings
+        self._turns = asyncio.Semaphore(DECIDED_AT_ONCE)
+        self._open = 0
         self._speeches: OrderedDict[str, Speech] = OrderedDict()
 
     async def answer(self, request: WorkflowRequest, context: Context) -> None:
@@ -214,11 +228,25 @@ class Worker:
         if begun is None:
             return
         session, attempt = begun
-        with self._measures.under_way.track_inprogress():
-            await self._answer(request, context, session, attempt)
+        self._open += 1
+        try:
+            with self._measures.under_way.track_inprogress():
+                await self._answer(request, context, session, attempt)
+        finally:
+            self._open -= 1
 
     async def _answer(self, request: WorkflowRequest, context: Context, session: Session, attempt: int) -> None:
-        speech = Speech(self._bus, self._pods, self._clock, session, request, attempt, self._settings, self._measures)
+        speech = Speech(
+            self._bus,
+            self._pods,
+            self._clock,
+            session,
+            request,
+            attempt,
+            self._settings,
+            self._measures,
+            lambda: self._open,
+        )
         self._speeches[request.message_id] = speech
         self._speeches.move_to_end(request.message_id)
         while len(self._speeches) > KEPT_ANSWERS:
@@ -265,7 +293,7 @@ class Worker:
 
         One that nobody stored (a bare publish) is stored now. Raises Forbidden: the session is somebody else's.
         """
-        async with self._database.begin() as tx:
+        async with self._turns, self._database.begin() as tx:
             session = await store.session(tx, request.session_id)
             if session is not None and session.owner_id == request.user_id:
                 attempt = await store.begin_attempt(tx, request.session_id, request.message_id)
@@ -346,7 +374,7 @@ class Worker:
         metadata: ChunkMetadata,
         error: str | None,
     ) -> Message | None:
-        async with self._database.begin() as tx:
+        async with self._turns, self._database.begin() as tx:
             return await self._service.store_answer(
                 tx,
                 session,
