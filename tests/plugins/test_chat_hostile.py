@@ -1,16 +1,20 @@
 """What somebody may try against chat: ids that nobody gave, words of others, floods; the answer is a clear no."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from nebengjek_plugins.chat.contracts import ATTEMPT, ResponseChunk
+from nebengjek.contracts.message import uuid7
+from nebengjek_plugins.chat import store
+from nebengjek_plugins.chat.contracts import ATTEMPT, Message, ResponseChunk
 from nebengjek_plugins.chat.settings import SYSTEM_PROMPT
 from tests.flows.conftest import Embedded
-from tests.flows.world import Phone, Refused, World
+from tests.flows.world import WAIT, Phone, Refused, World
 from tests.plugins.scripted import SCRIPTS, script, settings
 from tests.plugins.streams import reading
 
@@ -20,7 +24,7 @@ CHAT = ["nebengjek_plugins.chat:chat"]
 @pytest.fixture(scope="module")
 def town(runner: asyncio.Runner, embedded: Embedded) -> Iterator[World]:
     """One application for all of them, each with people of its own."""
-    table = settings(messages_per_minute=1000, readers_per_user=3, sessions_per_user=4)
+    table = settings(messages_per_minute=1000, readers_per_user=3, sessions_per_user=4, reader_timeout=0.5)
     started = embedded.own_world(plugins=CHAT, plugin={"chat": table})
     yield runner.run(started.__aenter__())
     runner.run(started.__aexit__(None, None, None))
@@ -146,6 +150,39 @@ async def test_streams_and_sessions_of_one_user_are_counted(runner: object, town
             await ani.ask(method, path, body)
     with pytest.raises(Refused, match="TOO_MANY_SESSIONS"):
         await ani.say("chat.send", {"session_id": "r5", "message": "one more"})
+
+
+async def test_a_stream_that_nobody_reads_ends(runner: object, town: World) -> None:
+    ani = await town.passenger()
+    await answered(ani, "long", "a long story", "once")
+    async with town.app.database.begin() as tx:
+        for number in range(3, 1003):
+            part = Message(
+                message_id=uuid7(),
+                session_id="long",
+                number=number,
+                role="operator",
+                text="x" * 8000,
+                status="complete",
+                created_at=town.clock.now(),
+                correlation_id="corr",
+            )
+            await store.add_message(tx, part, user_id=ani.user_id, status="complete")
+    lines = ["GET /chat/long/stream HTTP/1.1", "Host: x", f"Authorization: Bearer {ani.token}", "Last-Event-ID: 0"]
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", urlsplit(town.url).port))
+        deaf.sendall("\r\n".join([*lines, "", ""]).encode())
+        async with asyncio.timeout(3 * WAIT):
+            while not await readers(town):  # noqa: ASYNC110 - the metric is asked
+                await asyncio.sleep(0.01)
+            while await readers(town):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def readers(town: World) -> float:
+    text = (await town.http.get("/metrics")).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("nebengjek_chat_readers "))
 
 
 async def test_chunks_that_mix_two_sessions_end_in_neither_of_them(runner: object, town: World) -> None:

@@ -139,8 +139,10 @@ class Reading:
             place = room.end
             async for data in self._catch_up(room, cursor):
                 yield data
+                if self._over(reader_id):
+                    return
             await self._delivered(cursor.number)
-            while not self._over and reader_id not in self._hub.sent_away:
+            while not self._over(reader_id):
                 news = room.news
                 entries = room.since(place)
                 if entries is None:
@@ -148,6 +150,8 @@ class Reading:
                     place = room.end
                     async for data in self._catch_up(room, cursor):
                         yield data
+                        if self._over(reader_id):
+                            return
                     continue
                 place += len(entries)
                 if data := b"".join(_event(one.event, one.data, cursor) for one in entries if cursor.takes(one)):
@@ -164,12 +168,11 @@ class Reading:
                 await self._hub.leave(room, reader_id, self._user_id)
                 await self._delivered(self._sent)
 
-    @property
-    def _over(self) -> bool:
-        """The pod closes, or who reads is not logged in any more."""
+    def _over(self, reader_id: str) -> bool:
+        """The pod closes, or who reads has newer streams, or is not logged in any more."""
         login = self._identity
         ended = login.session_id in self._hub.ended_logins or login.expires_at <= self._clock.now()
-        return self._hub.closing or ended
+        return self._hub.closing or ended or reader_id in self._hub.sent_away
 
     async def _delivered(self, number: int) -> None:
         """What was sent to a party of a ride is on his phone: also if he hung up as soon as he had it."""
@@ -255,10 +258,14 @@ def _event(name: str, data: bytes, cursor: Cursor) -> bytes:
 
 
 class EventStream:
-    """An ASGI application that sends ``events`` for as long as somebody reads them."""
+    """An ASGI application that sends ``events`` for as long as somebody reads them.
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    ``patience``: seconds for which he may take nothing of what he is sent.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], *, patience: float) -> None:
         self._events = events
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send), name="chat reader")
@@ -281,10 +288,11 @@ class EventStream:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with aclosing(self._events) as events:
-            # Who hangs up while something is sent to him is no failure of ours.
-            with suppress(OSError):
+            # Who hangs up while something is sent to him, or takes nothing of it, is no failure of ours.
+            with suppress(OSError, TimeoutError):
                 async for data in events:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    async with asyncio.timeout(self._patience):
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

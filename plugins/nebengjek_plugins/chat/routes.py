@@ -171,7 +171,7 @@ class ChatController(Controller):
         session = await self.service.enter(user.user_id, session_token(session_id))
         cursor = reading_from(given, session)
         reading = Reading(self.hub, self.service, self.database, self.clock, self.settings, session, user)
-        return EventStream(reading.events(cursor))
+        return EventStream(reading.events(cursor), patience=self.settings.reader_timeout)
 
     @get("/{session_id:str}/messages")
     async def history(

@@ -40,6 +40,8 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
     """Those of questions that he may begin; who needs no old one any more waits for ``keep_days``."""
     readers_per_user: Count = 20
     """Streams on one pod; of more the oldest end."""
+    reader_timeout: Seconds = 20
+    """A stream whose reader takes nothing for so long ends."""
     provider_timeout: Seconds = 60
     openai_api_key: Secret = None
     openai_base_url: Url = None
