@@ -41,7 +41,7 @@ def town(runner: asyncio.Runner, real_servers: Real, tmp_path_factory: pytest.Te
         NEBENGJEK__PLUGIN__CHAT__AI_PROVIDER="custom",
         NEBENGJEK__PLUGIN__CHAT__CUSTOM="tests.plugins.paced:Paced",
         NEBENGJEK__PLUGIN__CHAT__CUSTOM_OPTIONS=f'{{folder = "{folder}"}}',
-        NEBENGJEK__PLUGIN__CHAT__REDELIVER_AFTER="2",
+        NEBENGJEK__PLUGIN__CHAT__REDELIVER_AFTER="4",
     )
     yield Town(runner.run(started.__aenter__()), folder)
     runner.run(started.__aexit__(None, None, None))

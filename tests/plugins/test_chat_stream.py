@@ -392,7 +392,7 @@ async def test_who_deletes_his_account_takes_his_words_along(backend: Backend) -
 async def test_an_answer_whose_process_ended_is_begun_anew_by_the_next_one(backend: Backend) -> None:
     said = script("night")
     async with backend.own_world(
-        plugins=CHAT, plugin={"chat": settings(redeliver_after=1)}, nats__drain_timeout=0.2
+        plugins=CHAT, plugin={"chat": settings(redeliver_after=10)}, nats__drain_timeout=0.2
     ) as world:
         ani = await world.passenger()
         async with reading(ani, "s1") as reader:
