@@ -174,39 +174,6 @@ async def test_a_pod_says_how_it_is_and_one_that_hangs_does_not(runner: object, 
     await ani.go_home()
 
 
-async def test_with_the_registry_gone_the_words_go_to_all_pods(runner: object, town: Town) -> None:
-    ani = await person(town)
-    play = Play(town.folder, "broadcast")
-    heard: list[str] = []
-
-    async def listen(message: CoreMessage) -> None:
-        heard.extend(chunk.chunk for chunk in read_chunks(message.data))
-
-    listening = await town.pods.broker.subscribe("chat.session.broadcast.broadcast", listen)
-    async with reading(ani, "broadcast", url=town.pods.pods[1].url) as reader:
-        message_id = await ask(ani, "broadcast", "broadcast")
-        play.say("a")
-        await has(reader, message_id, "a ")
-        assert heard == []
-        line = town.pods.redis_line
-        line.refuse()
-        line.cut()
-        try:
-            text = "a "
-            async with asyncio.timeout(PATIENCE):
-                while "b " not in heard:
-                    play.say("b")
-                    text += "b "
-                    await has(reader, message_id, text)
-            play.say(END)
-            whole = await reader.expect("message_complete")
-            assert whole.data["text"] == reader.text(message_id) == text
-        finally:
-            await line.open()
-    await listening.unsubscribe()
-    await ani.go_home()
-
-
 async def test_a_worker_that_was_paused_and_followed_by_another_wakes_to_be_heard_no_more(
     runner: object, town: Town
 ) -> None:
@@ -292,4 +259,39 @@ async def test_a_worker_that_is_told_to_end_ends_its_answer_first(runner: object
         assert whole.data["text"] == reader.text(message_id) == "a b "
         assert await ended == 0
         assert len(await play.workers()) == 1
+    await ani.go_home()
+
+
+async def test_with_the_registry_gone_the_words_go_to_all_pods(runner: object, town: Town) -> None:
+    # Last of all: a pod whose lines to the registry were cut refuses somebody until it has noticed each of them.
+    await staffed(town, 1)
+    ani = await person(town)
+    play = Play(town.folder, "broadcast")
+    heard: list[str] = []
+
+    async def listen(message: CoreMessage) -> None:
+        heard.extend(chunk.chunk for chunk in read_chunks(message.data))
+
+    listening = await town.pods.broker.subscribe("chat.session.broadcast.broadcast", listen)
+    async with reading(ani, "broadcast", url=town.pods.pods[1].url) as reader:
+        message_id = await ask(ani, "broadcast", "broadcast")
+        play.say("a")
+        await has(reader, message_id, "a ")
+        assert heard == []
+        line = town.pods.redis_line
+        line.refuse()
+        line.cut()
+        try:
+            text = "a "
+            async with asyncio.timeout(PATIENCE):
+                while "b " not in heard:
+                    play.say("b")
+                    text += "b "
+                    await has(reader, message_id, text)
+            play.say(END)
+            whole = await reader.expect("message_complete")
+            assert whole.data["text"] == reader.text(message_id) == text
+        finally:
+            await line.open()
+    await listening.unsubscribe()
     await ani.go_home()
