@@ -144,3 +144,9 @@ class AccountsAfter(Query[AccountList], frozen=True, kw_only=True, tag="users.ac
 
     after: str = ""
     limit: int = 500
+
+
+class AccountsOf(Query[AccountList], frozen=True, kw_only=True, tag="users.accounts_of"):
+    """These accounts, as far as they are there, at most 500: for whoever missed what was said of them."""
+
+    user_ids: tuple[str, ...]

@@ -22,6 +22,7 @@ from nebengjek.contracts.users import (
     Account,
     AccountList,
     AccountsAfter,
+    AccountsOf,
     DriverCard,
     PassengerCard,
     Role,
@@ -351,6 +352,11 @@ class Accounts:
             rows = await store.after(tx, query.after, max(1, min(query.limit, PAGE)))
             total = None if query.after else await store.count(tx)
         return AccountList(items=[_account(row) for row in rows], total=total)
+
+    async def of(self, query: AccountsOf) -> AccountList:
+        async with self._database.read() as tx:
+            rows = await store.of(tx, query.user_ids[:PAGE])
+        return AccountList(items=[_account(row) for row in rows], total=None)
 
     async def forget_old(self) -> None:
         """Drop what nobody can ask for any more."""

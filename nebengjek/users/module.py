@@ -30,6 +30,7 @@ from nebengjek.contracts.rides import (
 )
 from nebengjek.contracts.users import (
     AccountsAfter,
+    AccountsOf,
     UserAvatarUploaded,
     UserBeacon,
     UserCreated,
@@ -116,7 +117,7 @@ def users(
             PayRide,
             CancelRide,
         ],
-        answers=[answer(AccountsAfter, accounts.after)],
+        answers=[answer(AccountsAfter, accounts.after), answer(AccountsOf, accounts.of)],
         sweeps=[
             every(2.0, delivery.beat),
             every(5.0, delivery.look_for_mail),

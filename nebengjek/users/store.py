@@ -113,6 +113,11 @@ _AFTER = (
     .order_by(users.c.id)
     .limit(bindparam("most"))
 )
+_OF = (
+    select(users, drivers.c.vehicle_type, drivers.c.vehicle_plate)
+    .outerjoin(drivers)
+    .where(users.c.id.in_(bindparam("user_ids", expanding=True)), users.c.deleted_at.is_(None))
+)
 _COUNT = select(func.count()).select_from(users).where(users.c.deleted_at.is_(None))
 _CHANGE_FINDER = _CHANGE.values(finder_version=users.c.version + 1)
 _ENGAGED_IN = (
@@ -144,6 +149,11 @@ async def by_id(tx: AsyncConnection, user_id: str) -> Row[Any] | None:
 async def after(tx: AsyncConnection, user_id: str, limit: int) -> Sequence[Row[Any]]:
     """The users whose ids come after ``user_id``, as ``by_id`` shows them, in order."""
     return (await tx.execute(_AFTER, {"after": user_id, "most": limit})).all()
+
+
+async def of(tx: AsyncConnection, user_ids: Sequence[str]) -> Sequence[Row[Any]]:
+    """These users, as ``by_id`` shows them."""
+    return (await tx.execute(_OF, {"user_ids": user_ids})).all()
 
 
 async def count(tx: AsyncConnection) -> int:

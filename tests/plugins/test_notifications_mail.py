@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any, cast
@@ -10,11 +11,14 @@ from typing import Any, cast
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope
 from msgspec import structs
+from sqlalchemy import delete, update
 
 from nebengjek.bus.handling import Reject
 from nebengjek.contracts.message import uuid7
 from nebengjek.contracts.users import UserUpdated
+from nebengjek.users.store import users
 from nebengjek_plugins.notifications.mail import compose
+from nebengjek_plugins.notifications.tables import contacts, notices
 from tests.flows.conftest import Backend
 from tests.flows.world import Phone, World
 
@@ -96,7 +100,8 @@ async def test_the_welcome_comes_once_when_the_first_address_is_known(backend: B
         await ani.ask("PATCH", "/users/me", {"email": "other@example.org"})
         await world.quiet()
         handler = world.handler("notifications", UserUpdated)
-        said = UserUpdated(user_id=ani.user_id, version=99, full_name="Ani", email="x@example.org", role="passenger")
+        changed = UserUpdated(user_id=ani.user_id, version=99, full_name="Ani", email="x@example.org", role="passenger")
+        said = structs.replace(changed, changed=("email",))
         # As pods that have the same in hand at once.
         await asyncio.gather(handler(said), handler(said))
         await world.quiet()
@@ -106,6 +111,10 @@ async def test_the_welcome_comes_once_when_the_first_address_is_known(backend: B
         await asyncio.gather(*(handler(one) for one in news))
         await world.quiet()
         assert len(post.mails) == 2
+        # Who had an address before anything was heard of him is no newcomer.
+        await handler(structs.replace(changed, user_id=uuid7(), changed=("full_name",)))
+        await world.quiet()
+        assert len(post.mails) == 2
 
 
 async def test_both_get_a_receipt_with_every_term_of_the_fare(backend: Backend) -> None:
@@ -113,13 +122,25 @@ async def test_both_get_a_receipt_with_every_term_of_the_fare(backend: Backend) 
         budi, ani = await world.driver(), await world.passenger()
         await ani.ask("PATCH", "/users/me", {"email": "ani@example.org", "full_name": "Ani"})
         await budi.ask("PATCH", "/users/me", {"email": "budi@example.org"})
+        await world.quiet()
+        async with world.app.database.begin() as tx:
+            # Nothing was ever heard of her: her account is older than the plugin.
+            await tx.execute(delete(contacts).where(contacts.c.user_id == ani.user_id))
+            await tx.execute(delete(notices).where(notices.c.user_id == ani.user_id))
+            await tx.execute(
+                update(users).where(users.c.id == ani.user_id).values(created_at=datetime(2020, 1, 1, tzinfo=UTC))
+            )
+        post.mails.clear()
         ride_id = await world.start_ride(budi, ani)
         await world.drive(budi, 2000)
         bill = await budi.say("ride.arrive", {"ride_id": ride_id, "adjustment_factor": 0.5})
         await ani.say("ride.pay", {"ride_id": ride_id, "amount": bill["adjusted_cost"]})
         await ani.expect("ride.completed", ride_id=ride_id)
         await world.quiet()
-        receipts = [mail for mail in post.mails if "Receipt" in mail["Subject"]]
+        await ani.ask("PATCH", "/users/me", {"full_name": "Ani A."})
+        await world.quiet()
+        # Nobody who was there long before is welcomed.
+        receipts = post.mails
         assert sorted(mail["To"] for mail in receipts) == ["ani@example.org", "budi@example.org"]
         text = receipts[0].get_content()
         for amount in (bill["total_cost"], bill["adjusted_cost"], bill["admin_fee"], bill["driver_payout"]):

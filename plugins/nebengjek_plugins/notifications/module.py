@@ -7,7 +7,7 @@ from nebengjek.bus.specs import Retention, StreamSpec
 from nebengjek.clock import Clock
 from nebengjek.contracts.match import MatchFound, MatchUnavailable
 from nebengjek.contracts.rides import RideArrived, RideCancelled, RideCompleted, RidePayment, RidePickup
-from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated
+from nebengjek.contracts.users import AccountsOf, UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database
 from nebengjek.faststate import FastState
 from nebengjek.module import Module, SmsQueue, SmsSender, every, on
@@ -72,6 +72,7 @@ def notifications(
             streams=[STREAM],
             history=HISTORY,
             says=[EmailWanted, SmsWanted, PushWanted],
+            asks=[AccountsOf],
             sms=SmsQueue(sender=texts, event=SmsWanted),
             hears=[
                 on(UserCreated, service.known),

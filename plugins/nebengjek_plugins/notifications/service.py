@@ -5,6 +5,7 @@ the morning: waiting in the queue they would take the places of mails that need 
 the server took it: killed in between, the same mail goes again, with the same Message-ID.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.contracts.rides import RideCompleted
-from nebengjek.contracts.users import UserCreated, UserDriverRegistered, UserUpdated
+from nebengjek.contracts.users import AccountsOf, UserCreated, UserDriverRegistered, UserUpdated
 from nebengjek.database import Database, insert_ignore
 from nebengjek_plugins.notifications.contracts import EmailWanted, Language, MailKind
 from nebengjek_plugins.notifications.devices import Devices
@@ -25,6 +26,8 @@ from nebengjek_plugins.notifications.templates import receipt_values, rendered
 from nebengjek_plugins.notifications.wishes import WishBook, Wishes, silence
 
 _KEPT = timedelta(days=90)
+_NEW = timedelta(days=1)
+"""So long after his login who is met for the first time is welcomed; the stream keeps what was said for as long."""
 AT_ONCE = 100
 """So many are woken in one round: a whole night's news would hold up the morning's receipts."""
 WELCOME = "welcome"
@@ -53,9 +56,14 @@ class Notifications:
 
     async def known(self, event: UserCreated | UserUpdated | UserDriverRegistered) -> None:
         """Remember where he is reached; welcome him when that is known for the first time."""
+        if isinstance(event, UserDriverRegistered):
+            await self._meet([event.user_id])  # it does not say where he is reached
         async with self._database.begin() as tx:
             row = {"user_id": event.user_id, "version": 0, "deleted": False}
-            await insert_ignore(tx, contacts, row)
+            is_new = await insert_ignore(tx, contacts, row)
+            if is_new and isinstance(event, UserUpdated) and event.email and "email" not in event.changed:
+                # His address is older than what is heard here: so is he.
+                await self._welcomed(tx, event.user_id)
             mine = contacts.c.user_id == event.user_id
             newer = update(contacts).where(mine, contacts.c.version < event.version, contacts.c.deleted.is_(False))
             values: dict[str, Any] = {"version": event.version, "full_name": event.full_name}
@@ -70,12 +78,36 @@ class Notifications:
                     await self._devices.forget(tx, contact.user_id)
                 await self._want(tx, contact, WELCOME, "welcome", {})
 
-    async def completed(self, event: RideCompleted) -> None:
-        """A receipt for both, as far as they have an address."""
-        values = receipt_values(event.ride)
+    async def _welcomed(self, tx: AsyncConnection, user_id: str) -> None:
+        now = self._clock.now()
+        await insert_ignore(tx, notices, {"user_id": user_id, "cause": WELCOME, "created_at": now, "sent_at": now})
+
+    async def _meet(self, user_ids: Sequence[str]) -> None:
+        """Ask where those are reached of whom nothing was heard: their accounts are older than the plugin."""
+        async with self._database.read() as tx:
+            known = (await tx.execute(select(contacts.c.user_id).where(contacts.c.user_id.in_(user_ids)))).scalars()
+            strangers = tuple(set(user_ids) - set(known))
+        if not strangers:
+            return
+        accounts = (await self._bus.request(AccountsOf(user_ids=strangers))).items
         async with self._database.begin() as tx:
-            both = contacts.c.user_id.in_([event.passenger_id, event.driver_id])
-            for contact in (await tx.execute(select(contacts).where(both))).all():
+            for account in accounts:
+                row = {"user_id": account.user_id, "version": account.version, "deleted": False}
+                row |= {"email": account.email, "full_name": account.full_name}
+                if await insert_ignore(tx, contacts, row):
+                    if account.created_at < self._clock.now() - _NEW:
+                        await self._welcomed(tx, account.user_id)
+                    else:
+                        contact = await tx.execute(select(contacts).where(contacts.c.user_id == account.user_id))
+                        await self._want(tx, contact.one(), WELCOME, "welcome", {})
+
+    async def completed(self, event: RideCompleted) -> None:
+        """A receipt for both, as far as they have an address. Raises Unavailable, RemoteError."""
+        values = receipt_values(event.ride)
+        people = [event.passenger_id, event.driver_id]
+        await self._meet(people)
+        async with self._database.begin() as tx:
+            for contact in (await tx.execute(select(contacts).where(contacts.c.user_id.in_(people)))).all():
                 await self._want(tx, contact, f"receipt-{event.ride_id}", "receipt", values)
 
     async def _want(
