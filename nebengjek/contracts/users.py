@@ -64,9 +64,10 @@ class UserUpdated(UserEvent, frozen=True, kw_only=True, tag="user.updated"):
 
 
 class UserDriverRegistered(UserEvent, frozen=True, kw_only=True, tag="user.driver.registered"):
-    """A passenger became a driver."""
+    """A passenger became a driver. ``email``: his, as in ``user.updated``, which may come later than this."""
 
     full_name: str
+    email: str | None = None
     vehicle: Vehicle
     sensitive: ClassVar[bool] = True
 

@@ -288,9 +288,11 @@ class Accounts:
                 values = {"user_id": row.id, "vehicle_type": vehicle_type, "vehicle_plate": plate, "created_at": now}
                 await tx.execute(insert(drivers).values(values))
                 version = await store.change(tx, row.id, now, role="driver", full_name=full_name)
+                # Changed by now, it is ours until the commit: nobody gives him another address in between.
+                row = await self._row(tx, row.id)
                 vehicle = Vehicle(vehicle_type=vehicle_type, vehicle_plate=plate)
                 registered = UserDriverRegistered(
-                    user_id=row.id, version=version or 0, full_name=full_name, vehicle=vehicle
+                    user_id=row.id, version=version or 0, full_name=full_name, email=row.email, vehicle=vehicle
                 )
                 await self._bus.outbox.add(tx, registered)
         except IntegrityError as error:

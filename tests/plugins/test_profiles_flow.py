@@ -94,13 +94,14 @@ async def test_news_that_comes_late_twice_and_in_any_order_makes_the_same_profil
     async with backend.own_world(**plugged(tmp_path)) as world:
         now = world.clock.now()
         vehicle = Vehicle(vehicle_type="car", vehicle_plate="B 7 Z")
-        for number, order in enumerate(([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 1, 3, 3, 0, 2, 0])):
+        for number, order in enumerate(([0, 1, 2], [2, 1, 0], [2, 0, 1], [1, 1, 2, 2, 0, 2, 0])):
             user_id = f"0192f0bf-0000-7e75-839f-00000000000{number}"
             said = [
                 UserCreated(user_id=user_id, version=1, role="passenger", created_at=now, msisdn_suffix="234567"),
                 UserUpdated(user_id=user_id, version=2, full_name="Bud", email="b@example.org", role="passenger"),
-                UserDriverRegistered(user_id=user_id, version=3, full_name="Budi", vehicle=vehicle),
-                UserUpdated(user_id=user_id, version=4, full_name="Budi S", email="b@example.org", role="driver"),
+                UserDriverRegistered(
+                    user_id=user_id, version=3, full_name="Budi S", email="b@example.org", vehicle=vehicle
+                ),
             ]
             for index in order:
                 for module in ("profiles", "profiles.search", "profiles.analytics"):
@@ -111,7 +112,7 @@ async def test_news_that_comes_late_twice_and_in_any_order_makes_the_same_profil
                 row = (await tx.execute(select(people).where(people.c.user_id == user_id))).one()
                 came = (await tx.execute(select(func.count()).where(signups.c.user_id == user_id))).scalar()
             known = (row.version, row.role, row.full_name, row.email, row.msisdn_suffix, row.vehicle_plate)
-            assert known == (4, "driver", "Budi S", "b@example.org", "234567", "B 7 Z"), order
+            assert known == (3, "driver", "Budi S", "b@example.org", "234567", "B 7 Z"), order
             assert came == 1
             assert user_id in await search(world, "budi 4567 b7z")
 

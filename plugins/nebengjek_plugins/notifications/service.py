@@ -57,7 +57,7 @@ class Notifications:
     async def known(self, event: UserCreated | UserUpdated | UserDriverRegistered) -> None:
         """Remember where he is reached; welcome him when that is known for the first time."""
         if isinstance(event, UserDriverRegistered):
-            await self._meet([event.user_id])  # it does not say where he is reached
+            await self._meet([event.user_id])  # it does not say for how long he has been here
         async with self._database.begin() as tx:
             row = {"user_id": event.user_id, "version": 0, "deleted": False}
             is_new = await insert_ignore(tx, contacts, row)
@@ -66,9 +66,11 @@ class Notifications:
                 await self._welcomed(tx, event.user_id)
             mine = contacts.c.user_id == event.user_id
             newer = update(contacts).where(mine, contacts.c.version < event.version, contacts.c.deleted.is_(False))
-            values: dict[str, Any] = {"version": event.version, "full_name": event.full_name}
-            if not isinstance(event, UserDriverRegistered):
-                values["email"] = event.email
+            values: dict[str, Any] = {
+                "version": event.version,
+                "full_name": event.full_name,
+                "email": event.email,
+            }
             if isinstance(event, UserUpdated) and event.deleted:
                 values["deleted"] = True
             contact = (await tx.execute(newer.values(**values).returning(contacts))).first()

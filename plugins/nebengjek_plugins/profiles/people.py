@@ -54,6 +54,5 @@ def _vehicle(news: UserDriverRegistered | Account) -> dict[str, Any]:
 
 
 def _newest(news: News) -> dict[str, Any]:
-    if isinstance(news, UserDriverRegistered):
-        return {"version": news.version, "full_name": news.full_name, "role": "driver"}
-    return {"version": news.version, "full_name": news.full_name, "email": news.email, "role": news.role}
+    role = "driver" if isinstance(news, UserDriverRegistered) else news.role
+    return {"version": news.version, "full_name": news.full_name, "email": news.email, "role": role}
