@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import Litestar, MediaType, Request, Response, get
+from litestar import HttpMethod, Litestar, MediaType, Request, Response, route
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException, WebSocketException
@@ -249,6 +249,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Examine = Callable[[], Awaitable[HealthReport]]
+_LOOK = [HttpMethod.GET, HttpMethod.HEAD]
+"""Some balancers ask for the status only."""
 
 
 def health_routes(pod_id: str, examine: Examine) -> list[Any]:
@@ -257,7 +259,7 @@ def health_routes(pod_id: str, examine: Examine) -> list[Any]:
     def answer(report: HealthReport, body: Any) -> Response[Any]:
         return Response(body, status_code=503 if report.status == "down" else 200, media_type=MediaType.JSON)
 
-    @get("/health/live", opt={"public": True}, tags=["health"])
+    @route("/health/live", http_method=_LOOK, opt={"public": True}, tags=["health"])
     async def live() -> dict[str, str]:
         """The process runs."""
         return {"status": "up", "pod_id": pod_id}
@@ -265,7 +267,7 @@ def health_routes(pod_id: str, examine: Examine) -> list[Any]:
     not_ready = {503: ResponseSpec(Readiness, description="Not ready: do not send requests here.")}
     not_up = {503: ResponseSpec(HealthReport, description="Something is down.")}
 
-    @get(["/health", "/health/ready"], opt={"public": True}, tags=["health"], responses=not_ready)
+    @route(["/health", "/health/ready"], http_method=_LOOK, opt={"public": True}, tags=["health"], responses=not_ready)
     async def ready() -> Response[Readiness]:
         """Streams exist, own consumers are attached and moving, stores answer."""
         report = await examine()
@@ -273,7 +275,7 @@ def health_routes(pod_id: str, examine: Examine) -> list[Any]:
         alarms = {check.name: check.reason for check in report.checks if check.alarm}
         return answer(report, Readiness(status=report.status, pod_id=pod_id, down=down, alarms=alarms))
 
-    @get("/health/detailed", opt={"public": True}, tags=["health"], responses=not_up)
+    @route("/health/detailed", http_method=_LOOK, opt={"public": True}, tags=["health"], responses=not_up)
     async def detailed() -> Response[HealthReport]:
         """Every part, every consumer."""
         report = await examine()

@@ -294,6 +294,7 @@ async def test_a_consumer_that_lags_is_an_alarm_and_no_reason_to_go_away(tmp_pat
             await it.app.broker.submit("user.beacon.x", b"{not json", {})
             status, word, alarms = await ready()
             assert (status, word) == (200, "degraded")
+            assert (await http.head("/health/ready")).status_code == 200
             assert "user_beacon_match: 3 messages are not delivered yet, it is paused until" in alarms["lag"]
             await it.app.broker.pause_consumer("USER_STREAM", "user_beacon_match", None)
             await it.until_dead(3)

@@ -483,7 +483,8 @@ class Runner:
             consumer=self.consumer,
             subject=delivery.subject,
             deliveries=delivery.deliveries,
-            exc_info=error,
+            # A handler that asks for another try has nothing to show: where it asks is no news.
+            **({"why": str(error)} if isinstance(error, Retry) and error.__cause__ is None else {"exc_info": error}),
         )
         if isinstance(error, Unavailable):
             # Only when draining: the next instance gets it, and this was not the message's fault.
