@@ -35,7 +35,8 @@ from nebengjek.location.odometer import Rules
 from nebengjek.location.redis_store import RedisPoints
 from nebengjek.location.store import MemoryPoints, Points
 from nebengjek.match.module import match
-from nebengjek.match.pool import MemoryPool, Pool, RedisPool
+from nebengjek.match.pool import MemoryPool, Pool
+from nebengjek.match.redis_pool import RedisPool
 from nebengjek.module import Module, SmsSender, Sweep
 from nebengjek.openapi import openapi
 from nebengjek.plugins import load_plugins

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nebengjek.match.pool import RedisPool
+from nebengjek.match.redis_pool import RedisPool
 from tests.flows.conftest import Real
 from tests.flows.fleet import fleet
 from tests.flows.truth import check_books, check_locks

@@ -15,7 +15,8 @@ from nebengjek.contracts.users import VehicleType
 from nebengjek.errors import Unavailable
 from nebengjek.faststate import connect_redis
 from nebengjek.match.grid import Grid
-from nebengjek.match.pool import MemoryPool, Pool, RedisPool
+from nebengjek.match.pool import MemoryPool, Pool
+from nebengjek.match.redis_pool import RedisPool
 from tests.faststate.backends import backend
 from tests.servers import valkey_server
 
