@@ -12,6 +12,7 @@ from nebengjek.bus.messages import CoreMessage
 from nebengjek.contracts.message import uuid7
 from nebengjek_plugins.chat.assistants.interface import AssistantFailed
 from nebengjek_plugins.chat.contracts import ATTEMPT, ChunkBatch, ResponseChunk
+from nebengjek_plugins.chat.store import begin_attempt
 from tests.flows.conftest import Backend
 from tests.flows.world import WAIT, Phone, Refused, World
 from tests.plugins.scripted import script, settings
@@ -151,6 +152,23 @@ async def test_an_attempt_that_fails_is_followed_by_a_whole_one_after_one_marker
             await late.expect("message_complete")
             assert late.text(message_id) == "a whole answer"
             assert next(one["chunk_type"] for one in late.of("chunk")) == "system"
+
+
+async def test_a_question_whose_worker_was_taken_over_by_one_that_died_is_answered(backend: Backend) -> None:
+    said = script("taken over")
+    async with chatting(backend, redeliver_after=1) as world:
+        ani = await world.passenger()
+        async with reading(ani, "s1") as reader:
+            message_id = await ask(ani, "s1", "taken over")
+            await said.say("half of ")
+            await reader.find(lambda _: bool(reader.text(message_id)))
+            async with world.app.database.begin() as tx:
+                # Another worker believed this one dead, and died itself as soon as it had begun.
+                assert await begin_attempt(tx, "s1", message_id) == 2
+            await said.say(None)
+            await said.say("a whole answer", None, attempt=2)
+            whole = (await reader.expect("message_complete")).data
+            assert whole["text"] == reader.text(message_id) == "a whole answer"
 
 
 async def test_a_missing_chunk_is_waited_for_thirty_seconds_then_the_message_is_incomplete(backend: Backend) -> None:

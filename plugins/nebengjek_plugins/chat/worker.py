@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nebengjek.bus.errors import BusError
 from nebengjek.bus.gathering import Gatherer
-from nebengjek.bus.handling import Context, Reject
+from nebengjek.bus.handling import Context, Reject, Retry
 from nebengjek.bus.messaging import MessageBus
 from nebengjek.clock import Clock
 from nebengjek.database import Database
@@ -287,6 +287,9 @@ class Worker:
         else:
             self._measures.answered("superseded")
             log.info("chat.superseded", message=request.message_id, attempt=attempt)
+            if context.deliveries < self._settings.tries:
+                # To settle the question would take it from whoever answers it now: should he die, it comes again.
+                raise Retry(self._settings.redeliver_after)
 
     async def _begin(self, request: WorkflowRequest) -> tuple[Session, int] | None:
         """The question's session and the number of this attempt; None when it is answered.
