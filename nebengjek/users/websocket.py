@@ -154,20 +154,20 @@ class PhoneSocket:
     async def _serve(self, asked: tuple[str, int] | None, receive: Receive, send: Send, token: str) -> None:
         first = await self._turn(receive)
         try:
-            try:
-                if first is not None and first.done() and first.result()["type"] == "websocket.disconnect":
-                    # It has gone while it waited. Whoever is still there is served the sooner.
-                    return
-                connection = await self._greet(asked, send, token)
-            finally:
-                self._turns.release()
-            try:
-                await Phone(self, receive, connection).read(first)
-            finally:
-                await self._leave(connection)
-        finally:
+            if first is not None and first.done() and first.result()["type"] == "websocket.disconnect":
+                # It has gone while it waited. Whoever is still there is served the sooner.
+                return
+            connection = await self._greet(asked, send, token)
+        except BaseException:
             if first is not None:
                 first.cancel()
+            raise
+        finally:
+            self._turns.release()
+        try:
+            await Phone(self, receive, connection).read(first)
+        finally:
+            await self._leave(connection)
 
     async def _turn(self, receive: Receive) -> asyncio.Future[Any] | None:
         """Wait until it may be greeted; who had to wait may have said something by then: what is read of it first."""
