@@ -220,6 +220,7 @@ class Worker:
         self._settings = settings
         self._turns = asyncio.Semaphore(DECIDED_AT_ONCE)
         self._open = 0
+        measures.under_way.set_function(lambda: self._open)
         self._speeches: OrderedDict[str, Speech] = OrderedDict()
 
     async def answer(self, request: WorkflowRequest, context: Context) -> None:
@@ -230,8 +231,7 @@ class Worker:
         session, attempt = begun
         self._open += 1
         try:
-            with self._measures.under_way.track_inprogress():
-                await self._answer(request, context, session, attempt)
+            await self._answer(request, context, session, attempt)
         finally:
             self._open -= 1
 
